@@ -1,0 +1,61 @@
+"""All settings: environment variables `FOLDFLOW_*`, or the same names in lower case in `foldflow.toml`.
+
+Source of the defaults: DESIGN (topics, partitions) and what `foldflow up` starts (addresses).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Where Kafka, the model and the data are, and how the processors behave."""
+
+    model_config = SettingsConfigDict(env_prefix="FOLDFLOW_", toml_file="foldflow.toml", extra="forbid", frozen=True)
+
+    bootstrap_servers: str = Field("127.0.0.1:29092", description="Kafka's addresses, `host:port[,host:port…]`.")
+    kafka: dict[str, str] = Field(
+        {},
+        description='Further librdkafka properties for every client, such as `security.protocol` (JSON: `{"security.protocol": "SSL"}`).',
+    )
+    topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
+        "foldflow.", description="Put before every topic's and consumer group's name, so that several installations can share a cluster."
+    )
+    partitions: Annotated[int, Field(ge=1, le=1000)] = Field(
+        8, description="Partitions of `inbox` and `decisions`; fixed for good when the topics are made."
+    )
+    replication_factor: Annotated[int, Field(ge=1)] = Field(
+        1, description="Replicas of each topic: 1 for the embedded cluster, 3 elsewhere."
+    )
+    session_timeout_ms: Annotated[int, Field(ge=1000)] = Field(
+        10_000, description="After how long a silent processor's partitions go to another, in milliseconds."
+    )
+    data_dir: Path = Field(Path(".foldflow"), description="Folder of everything kept on this machine: Kafka's log, views, reports, logs.")
+    model: str = Field(
+        "local/smollm2",
+        description="Model for steps that name none, in LiteLLM's spelling (`anthropic/…`, `openai/…`); `local/…` is served by `foldflow up`.",
+    )
+    local_model_url: str = Field("http://127.0.0.1:29093", description="Where `local/…` models are served, OpenAI-compatible below `/v1`.")
+    llm_concurrency: Annotated[int, Field(ge=1)] = Field(16, description="LLM calls in flight per worker.")
+    tool_concurrency: Annotated[int, Field(ge=1)] = Field(64, description="Tool calls in flight per worker.")
+    tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")
+    workflow_paths: tuple[Path, ...] = Field((), description="Further workflow definitions (YAML files or folders of them).")
+    api_host: str = Field("127.0.0.1", description="Address on which the read API listens.")
+    api_port: Annotated[int, Field(ge=1, le=65535)] = Field(29094, description="Port of the read API.")
+    ready_file: Path | None = Field(None, description="File that a process creates once it is ready; set by `foldflow up`.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then `foldflow.toml`."""
+        del dotenv_settings, file_secret_settings
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
