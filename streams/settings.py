@@ -18,10 +18,11 @@ class Settings(BaseSettings):
     bootstrap_servers: str = Field("127.0.0.1:29092", description="Kafka's addresses, `host:port[,host:port…]`.")
     kafka: dict[str, str] = Field(
         {},
-        description='Further librdkafka properties for every client, such as `security.protocol` (JSON: `{"security.protocol": "SSL"}`).',
+        description='Further librdkafka properties for every client, as JSON: `{"security.protocol": "SSL"}`.',
     )
     topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
-        "foldflow.", description="Put before every topic's and consumer group's name, so that several installations can share a cluster."
+        "foldflow.",
+        description="Put before every topic's and consumer group's name, so that several installations can share a cluster.",
     )
     partitions: Annotated[int, Field(ge=1, le=1000)] = Field(
         8, description="Partitions of `inbox` and `decisions`; fixed for good when the topics are made."
@@ -32,12 +33,16 @@ class Settings(BaseSettings):
     session_timeout_ms: Annotated[int, Field(ge=1000)] = Field(
         10_000, description="After how long a silent processor's partitions go to another, in milliseconds."
     )
-    data_dir: Path = Field(Path(".foldflow"), description="Folder of everything kept on this machine: Kafka's log, views, reports, logs.")
+    data_dir: Path = Field(
+        Path(".foldflow"), description="Folder of everything kept on this machine: Kafka's log, views, reports, logs."
+    )
     model: str = Field(
         "local/smollm2",
-        description="Model for steps that name none, in LiteLLM's spelling (`anthropic/…`, `openai/…`); `local/…` is served by `foldflow up`.",
+        description="Model for steps that name none, in LiteLLM's spelling; `local/…` is served by `foldflow up`.",
     )
-    local_model_url: str = Field("http://127.0.0.1:29093", description="Where `local/…` models are served, OpenAI-compatible below `/v1`.")
+    local_model_url: str = Field(
+        "http://127.0.0.1:29093", description="Where `local/…` models are served, OpenAI-compatible below `/v1`."
+    )
     llm_concurrency: Annotated[int, Field(ge=1)] = Field(16, description="LLM calls in flight per worker.")
     tool_concurrency: Annotated[int, Field(ge=1)] = Field(64, description="Tool calls in flight per worker.")
     tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")

@@ -1,0 +1,159 @@
+"""Which type has which schema, and which schema has which id. A mismatch between the two is refused at import.
+
+`schemas/<Name>.avsc` is the source of truth; a type may name another one as the schema of a field, and the published schema has
+it written out at its first use. Ids are fingerprints of Avro's parsing canonical form: every installation derives the same ones,
+with or without a registry. A schema that was released and has changed since is kept in `schemas/history/<Name>-<id>.avsc`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from functools import cache
+from importlib import resources
+from typing import Any, Final, get_args, get_origin
+
+from fastavro.schema import parse_schema, to_parsing_canonical_form
+
+from events import calls, commands, decisions, failure, results
+from events.errors import CatalogError
+
+JsonSchema = dict[str, Any]
+NAMESPACE: Final = "foldflow"
+
+RECORDS: Final[tuple[type[Any], ...]] = (
+    commands.WorkflowRequest,
+    results.InboxMessage,
+    decisions.Decision,
+    calls.LlmCall,
+    calls.ToolCall,
+    decisions.DeadLetter,
+    commands.WorkflowRegistered,
+    decisions.FinishedRun,
+)
+"""What stands on a topic as a value of its own."""
+
+INPUTS: Final[tuple[type[Any], ...]] = get_args(results.Input)
+EFFECTS: Final[tuple[type[Any], ...]] = get_args(decisions.Effect)
+
+TYPES: Final[dict[str, type[Any]]] = {
+    each.__name__: each for each in (*RECORDS, *INPUTS, *EFFECTS, decisions.UnreadableInput, failure.Failure, results.Usage)
+}
+"""Every type that has a schema, by name."""
+
+_PRIMITIVES: Final = {str: "string", int: ("int", "long"), bytes: "bytes", float: "double", bool: "boolean"}
+
+
+def _definition(name: str) -> JsonSchema:
+    path = resources.files("events") / "schemas" / f"{name}.avsc"
+    try:
+        return typing.cast("JsonSchema", json.loads(path.read_text("utf-8")))
+    except FileNotFoundError as error:
+        raise CatalogError(f"events/schemas/{name}.avsc is missing") from error
+
+
+def _written_out(schema: Any, seen: set[str]) -> Any:
+    """Return the schema with each named type defined at its first use and named afterwards."""
+    if isinstance(schema, str) and schema in TYPES:
+        if schema in seen:
+            return f"{NAMESPACE}.{schema}"
+        seen.add(schema)
+        schema = _definition(schema)
+        fields = [field | {"type": _written_out(field["type"], seen)} for field in schema["fields"]]
+        return schema | {"fields": fields}
+    if isinstance(schema, list):
+        return [_written_out(branch, seen) for branch in schema]
+    if isinstance(schema, dict) and "items" in schema:
+        return schema | {"items": _written_out(schema["items"], seen)}
+    return schema
+
+
+def _without_logical_types(schema: Any) -> Any:
+    """Return the schema as the codec reads it: times stay integers (milliseconds since the epoch)."""
+    if isinstance(schema, list):
+        return [_without_logical_types(branch) for branch in schema]
+    if isinstance(schema, dict):
+        return {key: _without_logical_types(value) for key, value in schema.items() if key != "logicalType"}
+    return schema
+
+
+def _check(annotation: Any, schema: Any, where: str) -> None:
+    """Compare a field's type hint with its Avro type."""
+    if isinstance(schema, dict) and schema["type"] not in ("array", "map", "record"):
+        schema = schema["type"]
+    if isinstance(annotation, types.UnionType):
+        names = [each if each is not types.NoneType else None for each in get_args(annotation)]
+        avro = [None if branch == "null" else branch for branch in schema] if isinstance(schema, list) else []
+        if len(names) != len(avro) or (None in names) != (None in avro):
+            raise CatalogError(f"{where}: {annotation} against {schema}")
+        hints, branches = [n for n in names if n], [b for b in avro if b]
+        for hint, branch in zip(hints, branches, strict=True):
+            _check(hint, branch, where)
+        return
+    origin = get_origin(annotation)
+    fits = (
+        (annotation in _PRIMITIVES and schema in _PRIMITIVES[annotation])
+        or (dataclasses.is_dataclass(annotation) and schema == getattr(annotation, "__name__", ""))
+        or (origin is tuple and isinstance(schema, dict) and schema["type"] == "array")
+        or (origin is not None and "Mapping" in str(origin) and isinstance(schema, dict) and schema["type"] == "map")
+    )
+    if not fits:
+        raise CatalogError(f"{where}: {annotation} against {schema}")
+    if origin is tuple:
+        _check(get_args(annotation)[0], schema["items"], where)
+
+
+def check_type(kind: type[Any]) -> None:
+    """Compare a dataclass with its schema: the same fields, in order, of the same types.
+
+    Raises CatalogError with the field that differs.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    schema = _definition(kind.__name__)
+    if names != [field["name"] for field in schema["fields"]]:
+        raise CatalogError(f"{kind.__name__}: fields {names} against {[field['name'] for field in schema['fields']]}")
+    for field in schema["fields"]:
+        _check(hints[field["name"]], field["type"], f"{kind.__name__}.{field['name']}")
+
+
+def fingerprint(schema: JsonSchema) -> int:
+    """Return a schema's id: the first 31 bits of the SHA-256 of its parsing canonical form."""
+    canonical = to_parsing_canonical_form(schema)
+    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4]) & 0x7FFFFFFF
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One record type: its class, its published schema, the codec's form of it, and its id."""
+
+    kind: type[Any]
+    schema: JsonSchema
+    parsed: Any
+    id: int
+
+
+def _entry(kind: type[Any]) -> Entry:
+    schema = _written_out(kind.__name__, set())
+    return Entry(kind, schema, parse_schema(_without_logical_types(schema)), fingerprint(schema))
+
+
+for _kind in TYPES.values():
+    check_type(_kind)
+
+ENTRIES: Final[dict[type[Any], Entry]] = {kind: _entry(kind) for kind in RECORDS}
+BY_ID: Final[dict[int, Entry]] = {entry.id: entry for entry in ENTRIES.values()}
+
+
+@cache
+def writer_schema(schema_id: int) -> Any | None:
+    """Return the codec's form of a current or formerly released schema, or None for an id that is not known."""
+    if schema_id in BY_ID:
+        return BY_ID[schema_id].parsed
+    history = resources.files("events") / "schemas" / "history"
+    if history.is_dir():
+        for path in history.iterdir():
+            if path.name.endswith(f"-{schema_id}.avsc"):
+                return parse_schema(_without_logical_types(json.loads(path.read_text("utf-8"))))
+    return None

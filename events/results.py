@@ -1,0 +1,86 @@
+"""Results: what comes back to a run. Outputs are JSON, times in milliseconds, money in US dollars."""
+
+from dataclasses import dataclass
+
+from events.commands import StartRun
+from events.failure import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one LLM call. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LlmCallCompleted:
+    """A model answered; `cost_usd` is None when the model's price is unknown."""
+
+    call_id: str
+    step: str
+    output: str
+    model: str
+    provider: str
+    finish_reason: str
+    usage: Usage
+    cost_usd: float | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LlmCallFailed:
+    """A model did not answer, or not usably; what was spent all the same is counted."""
+
+    call_id: str
+    step: str
+    failure: Failure
+    model: str
+    usage: Usage | None
+    cost_usd: float | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallCompleted:
+    """A tool returned."""
+
+    call_id: str
+    step: str
+    output: str
+    tool_version: str
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallFailed:
+    """A tool raised, ran out of time, or does not exist (`tool_version` None: nothing ran)."""
+
+    call_id: str
+    step: str
+    failure: Failure
+    tool_version: str | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that a decision set is due; for an attempt's time limit, `timer_id` is the call's id."""
+
+    timer_id: str
+    step: str
+
+
+Input = StartRun | LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed | TimerFired
+
+
+@dataclass(frozen=True, slots=True)
+class InboxMessage:
+    """What a run receives. Topic `inbox`, key `run_id`."""
+
+    run_id: str
+    input: Input

@@ -1,0 +1,53 @@
+"""The topics: names, keys, partitions, retention. Data only."""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from events.calls import LlmCall, ToolCall
+from events.commands import WorkflowRegistered, WorkflowRequest
+from events.decisions import DeadLetter, Decision, FinishedRun
+from events.results import InboxMessage
+
+DAY_MS: Final = 24 * 60 * 60 * 1000
+QUEUE_MS: Final = 7 * DAY_MS
+FOREVER: Final = -1
+MAX_VALUE_BYTES: Final = 8 * 1024 * 1024
+"""Largest value of a record on any topic of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. `key`: what the key is; `retention_ms`: FOREVER keeps everything; `single`: one partition only."""
+
+    name: str
+    kind: type[Any]
+    key: str
+    retention_ms: int = QUEUE_MS
+    cleanup: Literal["delete", "compact"] = "delete"
+    compression: str = "producer"
+    log_append_time: bool = False
+    single: bool = False
+
+    def config(self) -> dict[str, str]:
+        """Return the topic's settings in Kafka's words."""
+        return {
+            "cleanup.policy": self.cleanup,
+            "retention.ms": str(self.retention_ms),
+            "compression.type": self.compression,
+            "message.timestamp.type": "LogAppendTime" if self.log_append_time else "CreateTime",
+            "max.message.bytes": str(MAX_VALUE_BYTES + 1024 * 1024),
+        }
+
+
+REQUESTS: Final = Topic("requests", WorkflowRequest, "any")
+INBOX: Final = Topic("inbox", InboxMessage, "run_id", log_append_time=True)
+DECISIONS: Final = Topic("decisions", Decision, "run_id", retention_ms=FOREVER, compression="zstd")
+FINISHED: Final = Topic("finished", FinishedRun, "run_id", retention_ms=FOREVER, cleanup="compact")
+LLM_CALLS: Final = Topic("llm.calls", LlmCall, "call_id")
+TOOL_CALLS: Final = Topic("tool.calls", ToolCall, "call_id")
+SPECS: Final = Topic("specs", WorkflowRegistered, "digest", retention_ms=FOREVER, cleanup="compact", single=True)
+DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", retention_ms=FOREVER)
+
+TOPICS: Final[dict[str, Topic]] = {
+    topic.name: topic for topic in (REQUESTS, INBOX, DECISIONS, FINISHED, LLM_CALLS, TOOL_CALLS, SPECS, DEADLETTER)
+}
