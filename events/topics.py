@@ -1,5 +1,6 @@
 """The topics: names, keys, partitions, retention. Data only."""
 
+import struct
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -51,3 +52,22 @@ DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", re
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic for topic in (REQUESTS, INBOX, DECISIONS, FINISHED, LLM_CALLS, TOOL_CALLS, SPECS, DEADLETTER)
 }
+
+
+def partition_for(key: bytes, partitions: int) -> int:
+    """Return the partition of a key, as Kafka's Java clients and librdkafka's `murmur2_random` choose it.
+
+    Source: Apache Kafka, `org.apache.kafka.common.utils.Utils.murmur2`.
+    """
+    length, mask, m = len(key), 0xFFFFFFFF, 0x5BD1E995
+    h = (0x9747B28C ^ length) & mask
+    for (k,) in struct.iter_unpack("<I", key[: length & ~3]):
+        mixed = k * m & mask
+        mixed = (mixed ^ (mixed >> 24)) * m & mask
+        h = (h * m & mask) ^ mixed
+    rest = key[length & ~3 :]
+    if rest:
+        h = (h ^ int.from_bytes(rest, "little")) * m & mask
+    h = (h ^ (h >> 13)) * m & mask
+    h ^= h >> 15
+    return (h & 0x7FFFFFFF) % partitions

@@ -1,0 +1,310 @@
+"""What a workflow definition may compute: CEL expressions, values with expressions in them, and Jinja2 templates.
+
+All three are pure and see two variables: `input` and `steps`. CEL's runtime keeps maps in random order, so two things are done
+about it here: what an expression returns is always written as canonical JSON, and `.map(…)` and `.filter(…)` go over a map's keys
+in sorted order.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import cel
+import jinja2
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Json = Any
+Scope = Mapping[str, Json]
+VARIABLES: Final = ("input", "steps")
+
+
+class DefinitionError(ValueError):
+    """An expression or a template is wrong in itself: the workflow's author mends it."""
+
+
+class EvaluationError(Exception):
+    """An expression or a template failed on these values."""
+
+
+def to_json(value: Json) -> str:
+    """Return canonical JSON: sorted keys, no white space, no NaN; readable unless it holds lone surrogates.
+
+    Raises EvaluationError for what JSON can't say.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                text = json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EvaluationError(f"not a JSON value: {_clean(error)}") from error
+    return text
+
+
+def from_json(text: str) -> Json:
+    """Return the value of a JSON text. Raises EvaluationError."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"not JSON: {_clean(error)}") from error
+
+
+def _refuse_constant(name: str) -> Json:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _clean(error: Exception) -> str:
+    """Return an error's text, short and fit for UTF-8."""
+    return str(error).encode("utf-8", "replace").decode()[:500]
+
+
+# --- CEL ---
+
+_TOKEN: Final = re.compile(
+    r"""(?P<string>[rRbB]{0,2}(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'))
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>[0-9][0-9A-Za-z_]*(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?)?)|(?P<space>\s+)|(?P<mark>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+_OPEN: Final = {")": "(", "]": "[", "}": "{"}
+_MACROS: Final = frozenset({"map", "filter", "all", "exists", "exists_one"})
+_ORDERED: Final = frozenset({"map", "filter"})
+
+
+def _tokens(source: str) -> list[tuple[str, str]]:
+    return [(str(match.lastgroup), match.group()) for match in _TOKEN.finditer(source)]
+
+
+def _code(tokens: list[tuple[str, str]]) -> list[int]:
+    """Return the indices of the tokens that are not white space."""
+    return [i for i, (kind, _) in enumerate(tokens) if kind != "space"]
+
+
+def _receiver_start(tokens: list[tuple[str, str]], code: list[int], dot: int) -> int:
+    """Return the place in `code` where the operand of the dot at place `dot` begins: a primary and its selectors."""
+    at = dot - 1
+    while True:
+        text = tokens[code[at]][1]
+        if text in _OPEN:
+            depth = 0
+            while at >= 0:
+                text = tokens[code[at]][1]
+                depth += (text in _OPEN) - (text in _OPEN.values())
+                if depth == 0:
+                    break
+                at -= 1
+            # A bracket may belong to what stands before it: a call, an index, another selector.
+            if text in "([" and at > 0 and (tokens[code[at - 1]][0] == "name" or tokens[code[at - 1]][1] in _OPEN):
+                at -= 1
+                continue
+        if at > 1 and tokens[code[at - 1]][1] == ".":
+            at -= 2
+            continue
+        if at > 0 and tokens[code[at - 1]][1] == ".":
+            at -= 1
+        return at
+
+
+def _in_order(source: str) -> str:
+    """Return the expression with what `.map(` and `.filter(` go over wrapped in `ordered(…)`."""
+    tokens = _tokens(source)
+    code = _code(tokens)
+    opening: dict[int, int] = {}
+    closing: dict[int, int] = {}
+    for place in range(1, len(code) - 1):
+        word = tokens[code[place]][1]
+        if word in _ORDERED and tokens[code[place - 1]][1] == "." and tokens[code[place + 1]][1] == "(":
+            start = code[_receiver_start(tokens, code, place - 1)]
+            opening[start] = opening.get(start, 0) + 1
+            closing[code[place - 1]] = closing.get(code[place - 1], 0) + 1
+    return "".join(")" * closing.get(i, 0) + "ordered(" * opening.get(i, 0) + text for i, (_, text) in enumerate(tokens))
+
+
+def _ordered(value: Json) -> Json:
+    """Return a list as it is, and a map's keys sorted."""
+    return sorted(value) if isinstance(value, dict) else value
+
+
+_FUNCTIONS: Final = {"ordered": _ordered}
+
+
+def _steps_named(source: str) -> set[str]:
+    """Return the steps that an expression names. Raises DefinitionError for `steps` without a fixed name."""
+    tokens = _tokens(source)
+    code = _code(tokens)
+    words = [tokens[i] for i in code] + [("mark", "")] * 3
+    found = set()
+    for i, (kind, text) in enumerate(words[:-3]):
+        if kind != "name" or text != "steps" or (i and words[i - 1][1] == "."):
+            continue
+        (_, mark), (kind_after, after), (_, close) = words[i + 1 : i + 4]
+        if mark == "." and kind_after == "name":
+            found.add(after)
+        elif mark == "[" and kind_after == "string" and close == "]":
+            found.add(after[1:-1])
+        else:
+            raise DefinitionError("`steps` needs the name of a step behind it: steps.NAME")
+    return found
+
+
+def _bound_names(source: str) -> set[str]:
+    """Return the names that the macros of an expression bind."""
+    words = [text for kind, text in _tokens(source) if kind != "space"]
+    return {
+        words[i + 2]
+        for i, word in enumerate(words[:-3])
+        if word in _MACROS and words[i - 1] == "." and words[i + 1] == "(" and words[i + 3] == ","
+    }
+
+
+class Expression:
+    """A compiled CEL expression. `steps`: the steps that it names."""
+
+    __slots__ = ("_program", "_uses_order", "source", "steps")
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        ordered = _in_order(source)
+        self._uses_order = ordered != source
+        try:
+            self._program = cel.compile(ordered)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"Failed to parse expression '{ordered}': ")
+            raise DefinitionError(f"`{source}` is no CEL expression: {reason}") from error
+        self.steps = frozenset(_steps_named(source))
+        for name in sorted(set(self._program.variables()) - set(VARIABLES) - _bound_names(source)):
+            near = difflib.get_close_matches(name, VARIABLES, 1)
+            hint = f"; did you mean `{near[0]}`?" if near else "; an expression sees `input` and `steps`"
+            raise DefinitionError(f"`{source}`: `{name}` is not defined{hint}")
+
+    def evaluate(self, scope: Scope) -> Json:
+        """Return the value, made of what JSON knows. Raises EvaluationError."""
+        try:
+            context = cel.Context(variables=dict(scope), functions=_FUNCTIONS) if self._uses_order else dict(scope)
+            return self._program.execute(context)
+        except Exception as error:  # CEL's runtime raises ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError …
+            reason = f"there is no {error}" if isinstance(error, KeyError) else _clean(error)
+            raise EvaluationError(f"`{self.source}`: {reason}") from error
+
+    def holds(self, scope: Scope) -> bool:
+        """Return whether a condition is met. Raises EvaluationError, also for what is not true or false."""
+        value = self.evaluate(scope)
+        if not isinstance(value, bool):
+            raise EvaluationError(f"`{self.source}` is neither true nor false but {to_json(value)[:100]}")
+        return value
+
+
+# --- Values with expressions in them ---
+
+
+class Value:
+    """A JSON value in which each string that starts with `=` is an expression (`==` writes a literal `=`)."""
+
+    __slots__ = ("_constant", "_value", "steps")
+
+    def __init__(self, value: Json) -> None:
+        self._value = _compiled(value)
+        found = list(_expressions(self._value))
+        self.steps: frozenset[str] = frozenset().union(*(each.steps for each in found))
+        self._constant = None if found else to_json(_filled(self._value, {}))
+
+    def evaluate(self, scope: Scope) -> str:
+        """Return the value as canonical JSON. Raises EvaluationError."""
+        return self._constant if self._constant is not None else to_json(_filled(self._value, scope))
+
+
+def _compiled(value: Json) -> Json:
+    match value:
+        case str() if value.startswith("=="):
+            return value[1:]
+        case str() if value.startswith("="):
+            return Expression(value[1:].strip())
+        case dict():
+            return {key: _compiled(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_compiled(each) for each in value]
+        case _:
+            return value
+
+
+def _expressions(value: Json) -> Iterator[Expression]:
+    match value:
+        case Expression():
+            yield value
+        case dict():
+            for each in value.values():
+                yield from _expressions(each)
+        case list():
+            for each in value:
+                yield from _expressions(each)
+
+
+def _filled(value: Json, scope: Scope) -> Json:
+    match value:
+        case Expression():
+            return value.evaluate(scope)
+        case dict():
+            return {key: _filled(each, scope) for key, each in value.items()}
+        case list():
+            return [_filled(each, scope) for each in value]
+        case _:
+            return value
+
+
+# --- Templates ---
+
+
+def _sandbox() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
+    for chance in ("random", "pprint"):
+        environment.filters.pop(chance)
+    environment.filters["tojson"] = to_json
+    environment.globals.clear()
+    environment.globals["range"] = range
+    return environment
+
+
+_SANDBOX: Final = _sandbox()
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A compiled prompt. `steps`: the steps that it names."""
+
+    source: str
+    steps: frozenset[str] = field(init=False)
+    _template: jinja2.Template = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            tree = _SANDBOX.parse(self.source)
+            object.__setattr__(self, "_template", _SANDBOX.from_string(self.source))
+        except jinja2.TemplateSyntaxError as error:
+            raise DefinitionError(f"template, line {error.lineno}: {error.message}") from error
+        object.__setattr__(self, "steps", frozenset(self._named(tree)))
+
+    def _named(self, tree: nodes.Template) -> Iterator[str]:
+        fixed = 0
+        selectors: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
+        for node in selectors:
+            if isinstance(node.node, nodes.Name) and node.node.name == "steps":
+                key = nodes.Const(node.attr) if isinstance(node, nodes.Getattr) else node.arg
+                if not isinstance(key, nodes.Const):
+                    raise DefinitionError("template: `steps` needs the name of a step behind it: steps.NAME")
+                fixed += 1
+                yield str(key.value)
+        names = [node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"]
+        if names.count("steps") != fixed:
+            raise DefinitionError("template: `steps` needs the name of a step behind it: steps.NAME")
+
+    def render(self, scope: Scope) -> str:
+        """Return the text. Raises EvaluationError."""
+        try:
+            return self._template.render(scope)
+        except Exception as error:  # a template can raise anything that Python's operators raise
+            raise EvaluationError(f"template: {_clean(error)}") from error
