@@ -4,8 +4,8 @@
 
 `take` judges one input and returns what must be written. Everything taken since the last settlement is one batch; to settle it
 the driver waits until all of it is acknowledged and tells the offsets that the own decisions got. Those must go on without a gap
-from the end that was read. A gap is somebody else's record: the driver reads on up to the own last record (`gap`, `reconcile`), and if
-the runs' heads then differ from ours the tenure is over. Only what is settled may be committed.
+from the end that was read. A gap is somebody else's record: the driver reads on up to the own last record (`gap`, `reconcile`),
+and if the runs' heads then differ from ours the tenure is over. Only what is settled may be committed.
 
 The rules are numbered as in the design's section "The ledger protocol". Safety never rests on there being one owner.
 """

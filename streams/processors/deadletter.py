@@ -1,0 +1,40 @@
+"""Dead letters: watched, so that none goes by unseen. What they are for a user is a view of the projections."""
+
+from collections import Counter
+from typing import Any
+
+import faust
+import structlog
+
+from events import codec, topics
+from events.decisions import DeadLetter
+from events.errors import NotDecodableError
+from streams import kafka
+from streams.settings import Settings
+
+log = structlog.get_logger()
+
+
+def attach(app: faust.App, settings: Settings) -> None:
+    """Add the agent that logs each dead letter and counts them by reason."""
+    source = app.topic(kafka.name(settings, topics.DEADLETTER), key_serializer="raw", value_serializer="raw", value_type=bytes)
+    counts: Counter[str] = Counter()
+
+    @app.agent(source, name="deadletter", concurrency=1)
+    async def deadletter(stream: Any) -> None:
+        async for event in stream.events():
+            try:
+                letter = codec.decode(event.message.value, DeadLetter)
+            except NotDecodableError as error:
+                # Somebody else's record on our topic: there is no place further back to put it.
+                log.warning("deadletter.unreadable", offset=event.message.offset, problem=str(error))
+                continue
+            counts[letter.reason] += 1
+            log.warning(
+                "deadletter",
+                reason=letter.reason,
+                detail=letter.detail,
+                where=f"{letter.topic}/{letter.partition}/{letter.offset}",
+                run_id=letter.run_id,
+                of_this_reason=counts[letter.reason],
+            )

@@ -1,0 +1,160 @@
+"""What the LLM worker and the tool worker have in common: many calls in flight, acknowledged in order.
+
+A thread polls Kafka; the calls run on the event loop that the Faust app runs on. A call is done when the broker has acknowledged
+its result. One that can't be decoded goes to the dead letters. No retries here: an attempt that fails is a result.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from events.topics import Topic
+from streams import kafka
+from streams.envelope import Incoming, Outgoing
+from streams.processors.offsets import OffsetTracker
+from streams.settings import Settings
+
+log = structlog.get_logger()
+
+Handler = Callable[[Incoming], Awaitable[Outgoing]]
+"""Makes one call and returns its result for the inbox; whatever goes wrong with the call is a result too."""
+
+_POLL_S: Final = 0.1
+
+
+class Worker:
+    """Consumes a work queue, writes results to `inbox`. `run` is for a thread of its own, `loop` is where calls run."""
+
+    def __init__(
+        self, settings: Settings, topic: Topic, handler: Handler, concurrency: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.settings, self.topic, self.handler, self.loop = settings, topic, handler, loop
+        self.ready = threading.Event()
+        self._concurrency = concurrency
+        self._flying = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._change = threading.Condition()
+        self._trackers: dict[int, OffsetTracker] = {}
+        self._committed: dict[int, tuple[int, str]] = {}
+        self._failure: BaseException | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set. Raises DeliveryFailedError when a result can't be delivered."""
+        kafka.connect(self.settings)
+        self.producer = kafka.producer(self.settings)
+        # Calls may take long; that this process lives shows in its heartbeats, that it works in its progress.
+        self.consumer = kafka.consumer(self.settings, self.topic.name, **{"max.poll.interval.ms": 86_400_000})
+        name = kafka.name(self.settings, self.topic)
+        self.consumer.subscribe([name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+        try:
+            while not stop.is_set():
+                self._round()
+            self._commit(wait=True)
+        finally:
+            self.consumer.close()
+            self.loop.call_soon_threadsafe(self._cancel)
+
+    def _round(self) -> None:
+        free = self._free()
+        messages = kafka.poll(self.consumer, _POLL_S, free) if free else []
+        fresh = [record for message in messages if (record := self._fresh(message))]
+        if fresh:
+            with self._change:
+                self._flying += len(fresh)
+            self.loop.call_soon_threadsafe(self._start, fresh)
+        self.producer.poll(0)
+        if self._failure is not None:
+            raise self._failure
+        self._commit()
+
+    def _free(self) -> int:
+        """Return how many more calls may fly, waiting a little while there are none."""
+        with self._change:
+            if self._flying >= self._concurrency or any(tracker.full for tracker in self._trackers.values()):
+                self._change.wait(_POLL_S)
+            full = any(tracker.full for tracker in self._trackers.values())
+            return 0 if full else max(0, self._concurrency - self._flying)
+
+    def _fresh(self, message: Message) -> Incoming | None:
+        record = kafka.incoming(message)
+        with self._change:
+            tracker = self._trackers.get(record.partition)
+            return record if tracker and tracker.take(record.offset) else None
+
+    # --- On the event loop ---
+
+    def _start(self, records: list[Incoming]) -> None:
+        for record in records:
+            task = self.loop.create_task(self._call(record))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, record: Incoming) -> None:
+        """Make one call and queue its result; the call is done when that is acknowledged."""
+        tracker = self._trackers.get(record.partition)
+        try:
+            result = await self.handler(record)
+            kafka.produce(self.producer, self.settings, result, partial(self._delivered, tracker, record.offset))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            # A handler turns whatever goes wrong into a result; this is a fault of ours, and acknowledging would lose the call.
+            self._failure = error
+            log.exception("worker.fault", topic=record.topic, partition=record.partition, offset=record.offset)
+        finally:
+            with self._change:
+                self._flying -= 1
+                self._change.notify()
+
+    def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # --- Acknowledging ---
+
+    def _delivered(self, tracker: OffsetTracker | None, offset: int, error: KafkaError | None, message: Any) -> None:
+        del message
+        if error is not None:
+            self._failure = kafka.DeliveryFailedError(error.str())
+        elif tracker is not None:
+            with self._change:
+                tracker.done(offset)
+
+    def _commit(self, *, wait: bool = False) -> None:
+        """Commit what is done since the last time, at once: what isn't committed is repeated after a crash."""
+        with self._change:
+            state = {partition: (tracker.committable, tracker.metadata()) for partition, tracker in self._trackers.items()}
+        new = {partition: done for partition, done in state.items() if self._committed.get(partition) != done}
+        if not new:
+            return
+        topic = kafka.name(self.settings, self.topic)
+        offsets = [TopicPartition(topic, partition, offset, metadata) for partition, (offset, metadata) in new.items()]
+        try:
+            self.consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
+            self._committed.update(new)
+        except KafkaException as error:  # the group moved on: the next owner repeats what is in flight
+            log.info("worker.not_committed", topic=topic, error=str(error))
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        starts = []
+        for each in consumer.committed(partitions, timeout=30.0):
+            start = max(0, each.offset)
+            with self._change:
+                self._trackers[each.partition] = OffsetTracker(start, each.metadata or "")
+            self._committed[each.partition] = (start, each.metadata or "")
+            starts.append(TopicPartition(each.topic, each.partition, start))
+        consumer.incremental_assign(starts)
+        self.ready.set()
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._commit(wait=True)
+        with self._change:
+            for each in partitions:
+                self._trackers.pop(each.partition, None)
+                self._committed.pop(each.partition, None)
+        consumer.incremental_unassign(partitions)

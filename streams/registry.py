@@ -1,0 +1,101 @@
+"""The registry of workflow versions: a view of the compacted topic `specs`."""
+
+import time
+
+from confluent_kafka import Consumer
+
+from events import codec, topics
+from events.commands import WorkflowRegistered
+from events.errors import NotDecodableError
+from streams import kafka
+from streams.envelope import envelope
+from streams.settings import Settings
+from streams.workflow.spec import WorkflowSpec, digest, from_canonical
+
+
+class SpecRegistry:
+    """Workflow versions by digest and the newest by name, as far as they were read. For one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._topic = kafka.name(settings, topics.SPECS)
+        self._source: Consumer = kafka.reader(settings)
+        self._source.assign([kafka.TopicPartition(self._topic, 0, 0)])
+        self._next = 0
+        self._canonical: dict[str, str] = {}
+        self._compiled: dict[str, WorkflowSpec] = {}
+        self._newest: dict[str, str] = {}
+
+    def refresh(self, timeout_s: float = 30.0) -> None:
+        """Read on to the end of the topic as of now. Raises KafkaUnreachableError."""
+        _, end = kafka.watermarks(self._source, self._topic, 0, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while self._next < end:
+            self.drain(0.1)
+            if time.monotonic() > deadline:
+                raise kafka.KafkaUnreachableError(
+                    f"{self._topic}: nothing came from offset {self._next} on for {timeout_s:.0f} s"
+                )
+
+    def drain(self, timeout_s: float = 0.0) -> None:
+        """Take what has come since the last look; wait for it at most so long."""
+        for message in self._source.consume(kafka.BATCH, timeout_s):
+            if message.error() is None:
+                self._next = (message.offset() or 0) + 1
+                self._take(message.value())
+            else:
+                self._next = max(self._next, message.offset() or 0)  # the end; behind compacted records too
+
+    def _take(self, value: bytes | None) -> None:
+        try:
+            registered = codec.decode(value, WorkflowRegistered)
+        except NotDecodableError as error:
+            kafka.log.warning("specs.unreadable", offset=self._next - 1, problem=str(error))
+            return
+        if digest(registered.spec) != registered.digest:
+            kafka.log.warning("specs.forged", name=registered.name, digest=registered.digest)
+            return
+        self._canonical[registered.digest] = registered.spec
+        self._newest[registered.name] = registered.digest
+
+    def get(self, version: str) -> WorkflowSpec | None:
+        """Return a version, None if it isn't known (yet)."""
+        spec = self._compiled.get(version)
+        if spec is None and version in self._canonical:
+            spec = self._compiled[version] = from_canonical(self._canonical[version])
+        return spec
+
+    def newest(self, workflow: str) -> WorkflowSpec | None:
+        """Return the newest version of a workflow, None if there is none (yet)."""
+        version = self._newest.get(workflow)
+        return self.get(version) if version else None
+
+    def names(self) -> list[str]:
+        """Return the names of all workflows."""
+        return sorted(self._newest)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._source.close()
+
+
+def publish(settings: Settings, specs: list[WorkflowSpec]) -> list[WorkflowSpec]:
+    """Register versions that are not the newest of their names, and return those."""
+    registry = SpecRegistry(settings)
+    try:
+        registry.refresh()
+        new = [spec for spec in specs if (newest := registry.newest(spec.name)) is None or newest.digest != spec.digest]
+    finally:
+        registry.close()
+    records = [
+        envelope(
+            topics.SPECS,
+            spec.digest,
+            WorkflowRegistered(spec.name, spec.digest, spec.canonical),
+            source="registry",
+            identity=spec.digest,
+        )
+        for spec in new
+    ]
+    if records:
+        kafka.send(settings, records)
+    return new

@@ -1,0 +1,30 @@
+"""Every processor, what it reads and what it writes. Data only; `app.py` makes the processes."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from events.topics import DEADLETTER, DECISIONS, FINISHED, INBOX, LLM_CALLS, REQUESTS, SPECS, TOOL_CALLS, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """A processor. `role`: the process it runs in; `views`: topics it keeps a view of; `agent`: a Faust agent, not a loop."""
+
+    name: str
+    role: str
+    source: Topic
+    sinks: tuple[Topic, ...]
+    views: tuple[Topic, ...] = ()
+    agent: bool = False
+
+
+TOPOLOGY: Final = (
+    Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS), views=(SPECS,), agent=True),
+    Processor("deadletter", "intake", DEADLETTER, (), agent=True),
+    Processor("orchestrator", "orchestrator", INBOX, (DECISIONS, LLM_CALLS, TOOL_CALLS, INBOX, FINISHED, DEADLETTER), (SPECS,)),
+    Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER)),
+    Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER)),
+)
+
+ROLES: Final = tuple(dict.fromkeys(processor.role for processor in TOPOLOGY))
+"""What `foldflow worker` starts, one process each."""
