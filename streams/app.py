@@ -133,9 +133,9 @@ def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop]) -> None
             self.add_future(self._run())
 
         async def _run(self) -> None:
-            loop = await asyncio.to_thread(make)
-            threading.Thread(target=self._tell, args=(loop,), daemon=True).start()
             try:
+                loop = await asyncio.to_thread(make)
+                threading.Thread(target=self._tell, args=(loop,), daemon=True).start()
                 await asyncio.to_thread(loop.run, self.stop_loop)
             finally:
                 self.ended.set()

@@ -53,7 +53,8 @@ def client(settings: Settings, **properties: Any) -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": "foldflow",
-        "log_level": 3,
+        # Its own log repeats each failed connection many times a second; what matters comes back as errors.
+        "log_level": 2,
         # A broker that restarts is back within seconds: look again soon.
         "reconnect.backoff.max.ms": 1000,
         **settings.kafka,

@@ -44,10 +44,13 @@ class Holding:
 
 
 class Orchestrator:
-    """Consumes `inbox`, writes `decisions` and what follows from them. Runs in a thread of its own."""
+    """Consumes `inbox`, writes `decisions` and what follows from them. Runs in a thread of its own.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    Two that share no `group` both own every partition: wasteful, and harmless to the ledger.
+    """
+
+    def __init__(self, settings: Settings, group: str = GROUP) -> None:
+        self.settings, self.group = settings, group
         self.inbox = kafka.name(settings, topics.INBOX)
         self.decisions = kafka.name(settings, topics.DECISIONS)
         self.finished = kafka.name(settings, topics.FINISHED)
@@ -65,7 +68,7 @@ class Orchestrator:
         self.specs.refresh()
         self.log_reader = kafka.reader(self.settings)
         self.producer = kafka.producer(self.settings)
-        self.consumer = kafka.consumer(self.settings, GROUP)
+        self.consumer = kafka.consumer(self.settings, self.group)
         self.consumer.subscribe([self.inbox], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():

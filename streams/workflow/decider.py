@@ -25,7 +25,7 @@ from events.failure import Failure, FailureKind
 from events.results import Input, LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
 from streams.workflow.expressions import EvaluationError, Json, Scope, from_json, to_json
 from streams.workflow.spec import Llm, Plan, Step, StepPlan, WorkflowSpec
-from streams.workflow.state import RunState, RunStatus, StepState, StepStatus, apply
+from streams.workflow.state import RunState, RunStatus, StepState, StepStatus, apply, started
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest output of a step, largest input of a run."""
@@ -67,6 +67,7 @@ class _Advance:
         """Take the input, then go on to the fixed point."""
         match self.cause:
             case StartRun():
+                self.state = started(self.state, self.cause)
                 self.go_on(self.plan.roots)
             case LlmCallCompleted() | ToolCallCompleted():
                 self.answered(self.cause)

@@ -125,10 +125,10 @@ class RunEvent:
 def evolve(state: RunState, event: RunEvent) -> RunState:
     """Return the state after an accepted decision."""
     decision = event.decision
+    if state.status is RunStatus.NEW:
+        state = started(state, decision.input)
     for index, effect in enumerate(decision.effects):
         state = apply(state, effect, decision.input, event.hash, index)
-    if state.status is RunStatus.NEW:
-        state = _started(state, decision.input)
     return replace(
         state, seq=decision.seq, head=event.hash, last_topic_id=decision.input_topic_id, last_offset=decision.input_offset
     )
@@ -143,8 +143,6 @@ def fold(events: Iterable[RunEvent], state: RunState = INITIAL) -> RunState:
 
 def apply(state: RunState, effect: Effect, cause: Input | UnreadableInput, decision_hash: bytes, index: int) -> RunState:
     """Return the state after one effect of a decision on the input `cause`."""
-    if state.status is RunStatus.NEW:
-        state = _started(state, cause)
     match effect:
         case LlmCallRequested() | ToolCallRequested():
             before = state.steps.get(effect.step)
@@ -177,7 +175,8 @@ def apply(state: RunState, effect: Effect, cause: Input | UnreadableInput, decis
             assert_never(effect)
 
 
-def _started(state: RunState, cause: Input | UnreadableInput) -> RunState:
+def started(state: RunState, cause: Input | UnreadableInput) -> RunState:
+    """Return the state of a run that begins with this input."""
     if isinstance(cause, StartRun):
         return replace(state, status=RunStatus.OPEN, workflow=cause.workflow, digest=cause.digest, input=cause.input)
     return state

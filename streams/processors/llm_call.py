@@ -1,0 +1,297 @@
+"""One attempt at asking a model, through LiteLLM: an `LlmCall` in, its result out. Nothing is tried twice here.
+
+Whatever happens ends as a result with a failure kind, so that the orchestrator decides what follows; only cancellation passes.
+LiteLLM takes seconds and 180 MB to import, so it isn't imported before `load()`.
+"""
+
+import asyncio
+import functools
+import importlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import jsonschema
+import referencing
+
+from events.calls import LlmCall, LlmCallRequested
+from events.failure import Failure, FailureKind
+from events.results import LlmCallCompleted, LlmCallFailed, Usage
+from streams.settings import Settings
+from streams.workflow.decider import MAX_PAYLOAD_BYTES
+from streams.workflow.expressions import EvaluationError, Json, from_json, to_json
+
+_LOCAL: Final = "local/"
+_PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop"})
+"""What a call may set. Anything else could send the worker's keys elsewhere (`api_base`)."""
+_CLIENT_TIMEOUT_S: Final = 86_400.0
+"""The HTTP client's own limit, the same for all calls: LiteLLM keeps a client, with its open connections, for each timeout.
+The limit that counts is the call's deadline."""
+_MAX_RETRY_AFTER_MS: Final = 86_400_000
+
+
+class _UnusableError(Exception):
+    """The attempt failed for a reason of our own: `failure`."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(kind, _clean(message))
+
+
+@functools.cache
+def load() -> Any:
+    """Import LiteLLM, without network or `.env` files, and return it. Takes three seconds: call it in a thread."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list while it is imported
+    os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")  # else it fetches one at Claude's first call
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads the nearest .env of the folder or those above
+    litellm: Any = importlib.import_module("litellm")
+    importlib.import_module("openai.resources")  # 0.7 s that the event loop would stand still at the first call
+    litellm.drop_params = True  # a seed that a provider doesn't know is no reason to fail
+    litellm.suppress_debug_info = True  # else errors print adverts to stdout
+    litellm.disable_hf_tokenizer_download = True
+    litellm.num_retries = 0
+    return litellm
+
+
+async def close() -> None:
+    """Close the connections to the providers; call it when the worker stops, in the loop that made the calls."""
+    if load.cache_info().currsize:
+        await load().close_litellm_async_clients()
+        load().in_memory_llm_clients_cache.flush_cache()  # else a later loop with the same id() is given a closed client
+
+
+async def ask(call: LlmCall, settings: Settings) -> LlmCallCompleted | LlmCallFailed:
+    """Make one attempt and return its result. Raises nothing but `asyncio.CancelledError`, which ends the request as well."""
+    started = time.perf_counter()
+    model = call.request.model or settings.model
+    usage, cost = None, None
+    try:
+        litellm = load() if load.cache_info().currsize else await asyncio.to_thread(load)
+        response = await _answer(litellm, call.request, model, settings)
+        usage = _usage(response)
+        cost = _cost(litellm, response, model, usage)
+        output, finish_reason = _output(response, call.request.schema)
+        provider = "local" if model.startswith(_LOCAL) else str(litellm.get_llm_provider(model)[1])
+        answered = _clean(response.model or model)
+        return LlmCallCompleted(
+            call.call_id, call.request.step, output, answered, provider, finish_reason, usage, cost, _since(started)
+        )
+    except _UnusableError as error:
+        failure = error.failure
+    except Exception as error:  # noqa: BLE001 — LiteLLM and the providers behind it raise anything; each becomes a kind
+        failure = _failure(error)
+    return LlmCallFailed(call.call_id, call.request.step, failure, _clean(model), usage, cost, _since(started))
+
+
+def _since(started: float) -> int:
+    return round((time.perf_counter() - started) * 1000)
+
+
+async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> Any:
+    """Return LiteLLM's ModelResponse. Raises _UnusableError, or whatever LiteLLM raises."""
+    arguments = _arguments(litellm, request, model, settings)
+    remaining = request.deadline / 1000 - time.time()
+    if remaining <= 0:
+        raise _UnusableError(FailureKind.TIMEOUT, f"the time for it was over {-remaining:.1f} s before the model was asked")
+    limit = asyncio.timeout(remaining)
+    try:
+        async with limit:
+            return await litellm.acompletion(**arguments)
+    except Exception as error:
+        if limit.expired():  # whatever LiteLLM made of the cancellation
+            raise _UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s") from error
+        raise
+
+
+def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> dict[str, Any]:
+    """Return the arguments of `acompletion`."""
+    try:
+        messages = from_json(_clean(json.dumps(from_json(request.messages), ensure_ascii=False)))
+        parameters = from_json(request.parameters)
+        if request.schema is not None:
+            _validator(request.schema)
+    except (EvaluationError, jsonschema.SchemaError) as error:
+        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
+    if not isinstance(messages, list) or not isinstance(parameters, dict):
+        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, "messages must be a list and parameters an object")
+    if unknown := sorted(parameters.keys() - _PARAMETERS):
+        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"this worker knows no parameter {', '.join(unknown)}")
+    where: dict[str, Any] = {"model": model}
+    if model.startswith(_LOCAL):
+        base = f"{settings.local_model_url.rstrip('/')}/v1"
+        where = {"model": f"openai/{model.removeprefix(_LOCAL)}", "api_base": base, "api_key": "none"}
+    if request.schema is not None:
+        where |= _asking_for(litellm, model, from_json(request.schema), messages)
+    # Retries are decisions of the orchestrator: neither LiteLLM nor the provider's client may make their own.
+    return parameters | where | {"messages": messages, "num_retries": 0, "max_retries": 0, "timeout": _CLIENT_TIMEOUT_S}
+
+
+def _asking_for(litellm: Any, model: str, schema: Json, messages: list[Json]) -> dict[str, Any]:
+    """Return the response format that asks for JSON of this schema; where the provider can't take one, add a message instead."""
+    is_object = isinstance(schema, dict) and schema.get("type") == "object"
+    if model.startswith(_LOCAL) or (is_object and litellm.supports_response_schema(model=model)):
+        answer = {"name": "answer", "schema": schema, "strict": _fits_strict_mode(schema)}
+        return {"response_format": {"type": "json_schema", "json_schema": answer}}
+    messages.append({"role": "user", "content": f"Answer with nothing but JSON that fits this JSON Schema: {to_json(schema)}"})
+    known = litellm.get_supported_openai_params(model=model) or ()
+    return {"response_format": {"type": "json_object"}} if is_object and "response_format" in known else {}
+
+
+_STRICT: Final = frozenset(
+    {"additionalProperties", "description", "enum", "items", "maximum", "minimum", "properties", "required", "title", "type"}
+)
+
+
+def _fits_strict_mode(schema: Json) -> bool:
+    """Whether OpenAI's strict mode surely takes a schema: typed throughout, objects closed, every property required."""
+    if not isinstance(schema, dict) or "type" not in schema or schema.keys() - _STRICT:
+        return False
+    properties = schema.get("properties", {})
+    is_closed = schema.get("additionalProperties") is False and set(properties) == set(schema.get("required", ()))
+    parts = [*properties.values(), *([schema["items"]] if "items" in schema else [])]
+    return (is_closed or "object" not in schema["type"]) and all(_fits_strict_mode(part) for part in parts)
+
+
+# --- The answer ---
+
+
+def _output(response: Any, schema: str | None) -> tuple[str, str]:
+    """Return the answer as canonical JSON, and why the model stopped. Raises _UnusableError."""
+    if not response.choices:
+        raise _UnusableError(FailureKind.INVALID_OUTPUT, "the provider's answer holds no choice")
+    choice = response.choices[0]
+    finish_reason = _clean(choice.finish_reason or "unknown")
+    refusal = getattr(choice.message, "refusal", None)
+    if refusal or finish_reason == "content_filter":
+        raise _UnusableError(FailureKind.REJECTED, f"the model refused: {refusal or 'its content filter stepped in'}")
+    text = choice.message.content
+    if not isinstance(text, str):
+        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the model gave no text; it stopped because of `{finish_reason}`")
+    if schema is None:
+        output = to_json(text)
+    elif finish_reason == "length":
+        raise _UnusableError(FailureKind.INVALID_OUTPUT, "the answer reached its longest length (max_tokens) and is cut off")
+    else:
+        output = _fitting(text, schema)
+    if (size := len(output.encode())) > MAX_PAYLOAD_BYTES:
+        raise _UnusableError(FailureKind.TOO_LARGE, f"the answer has {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
+    return output, finish_reason
+
+
+_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+"""Models that are only asked for JSON like to wrap it so."""
+
+
+def _fitting(text: str, schema: str) -> str:
+    """Return the answer parsed, checked against the schema and in canonical form. Raises _UnusableError."""
+    fenced = _FENCED.fullmatch(text)
+    try:
+        value = from_json(fenced[1] if fenced else text)
+        error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(value))
+        canonical = to_json(value)
+    except (EvaluationError, RecursionError) as error_in_answer:
+        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the answer is {error_in_answer}") from error_in_answer
+    except referencing.exceptions.Unresolvable as error_in_schema:
+        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"the schema refers to {error_in_schema}") from error_in_schema
+    if error is not None:
+        where = ".".join(["answer", *map(str, error.absolute_path)])
+        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the answer doesn't fit its schema: {where}: {error.message[:300]}")
+    return canonical
+
+
+@functools.lru_cache(maxsize=256)
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
+    """Return what checks answers. Raises EvaluationError or jsonschema.SchemaError."""
+    parsed = from_json(schema)
+    jsonschema.Draft202012Validator.check_schema(parsed)
+    # With a registry of its own it doesn't fetch what a `$ref` names from the network.
+    return jsonschema.Draft202012Validator(parsed, registry=referencing.Registry())
+
+
+def _usage(response: Any) -> Usage:
+    """Return the tokens spent. LiteLLM counts cached tokens in `prompt_tokens` for every provider, as OpenTelemetry wants it."""
+
+    def count(source: Any, name: str) -> int:
+        value = getattr(source, name, None)
+        return value if isinstance(value, int) and value > 0 else 0
+
+    usage = getattr(response, "usage", None)
+    prompt = getattr(usage, "prompt_tokens_details", None)
+    completion = getattr(usage, "completion_tokens_details", None)
+    return Usage(
+        input_tokens=count(usage, "prompt_tokens"),
+        output_tokens=count(usage, "completion_tokens"),
+        cache_read_tokens=count(prompt, "cached_tokens"),
+        cache_write_tokens=count(prompt, "cache_write_tokens"),
+        reasoning_tokens=count(completion, "reasoning_tokens"),
+    )
+
+
+def _cost(litellm: Any, response: Any, model: str, usage: Usage) -> float | None:
+    """Return the price in US dollars by LiteLLM's list; None when the list or the provider's count of tokens doesn't tell."""
+    if model.startswith(_LOCAL):
+        return 0.0
+    if not usage.input_tokens and not usage.output_tokens:
+        return None
+    try:
+        cost = float(litellm.completion_cost(completion_response=response, model=model))
+        # Nothing to pay may also mean that the list has the model but not its price.
+        free = cost > 0 or "input_cost_per_token" in litellm.model_cost[litellm.get_model_info(model)["key"]]
+    except Exception:  # noqa: BLE001 — it raises a bare Exception for a model that it doesn't know
+        return None
+    return cost if free else None
+
+
+# --- Failures ---
+
+_CAUSES: Final[dict[FailureKind, tuple[str | int, ...]]] = {
+    FailureKind.CONTEXT_TOO_LONG: ("ContextWindowExceededError",),
+    FailureKind.REJECTED: ("ContentPolicyViolationError", "RejectedRequestError"),
+    FailureKind.UNAUTHORIZED: ("AuthenticationError", "PermissionDeniedError", "PaymentRequiredError", 401, 402, 403),
+    FailureKind.RATE_LIMITED: ("RateLimitError", 429),
+    FailureKind.TIMEOUT: ("APITimeoutError", "TimeoutError", 408, 504),
+    FailureKind.UNAVAILABLE: ("APIConnectionError", "InternalServerError", 409, 425),
+    FailureKind.TOO_LARGE: (413,),
+    FailureKind.INVALID_ARGUMENTS: ("BadRequestError", "NotFoundError", "UnprocessableEntityError", *range(400, 500)),
+}
+"""By class, LiteLLM's or OpenAI's that it derives from (the most derived counts), else by HTTP status (the first kind counts)."""
+_KINDS: Final = {cause: kind for kind, causes in reversed([*_CAUSES.items()]) for cause in causes}
+_SECRET: Final = re.compile(r"(?<=[?&]key=)[^&\s'\"]+|\b(?:sk|pk|gsk|xai|key)-[\w-]{12,}|\bAIza[\w-]{20,}|(?<=Bearer )\S+")
+_PREFIX: Final = re.compile(r"^(?:(?:litellm\.)?(?:\w*Error|\w*Exception|Timeout(?: Error)?)(?:: | - | ))+")
+
+
+def _failure(error: Exception) -> Failure:
+    """Return what an exception of LiteLLM means. A cause that nobody foresaw counts as unavailable: it may pass."""
+    status = getattr(error, "status_code", None)
+    causes = [*(each.__name__ for each in type(error).__mro__), status]
+    kind = next((_KINDS[cause] for cause in causes if cause in _KINDS), FailureKind.UNAVAILABLE)
+    message = _SECRET.sub("…", _PREFIX.sub("", str(error)))
+    retry_after = _retry_after_ms(error) if kind in {FailureKind.RATE_LIMITED, FailureKind.UNAVAILABLE} else None
+    return Failure(kind, _clean(f"{type(error).__name__}: {message}")[:500], retry_after)
+
+
+def _retry_after_ms(error: Exception) -> int | None:
+    """Return how long the provider asks to wait, in milliseconds, a day at most."""
+    headers = getattr(error, "litellm_response_headers", None) or getattr(getattr(error, "response", None), "headers", None)
+    if not isinstance(headers, Mapping):
+        return None
+    try:
+        if text := headers.get("retry-after-ms"):
+            wait = float(text)
+        elif text := headers.get("retry-after"):
+            seconds = re.fullmatch(r"\d+(\.\d+)?", text.strip())
+            wait = 1000 * (float(text) if seconds else parsedate_to_datetime(text).timestamp() - time.time())
+        else:
+            return None
+        return round(min(max(wait, 0), _MAX_RETRY_AFTER_MS))
+    except (ValueError, OverflowError):  # neither a number nor a date
+        return None
+
+
+def _clean(text: str) -> str:
+    """Return a text with question marks for lone surrogates, which UTF-8 can't say."""
+    return text.encode("utf-8", "replace").decode()
