@@ -1,0 +1,73 @@
+"""The command `foldflow`: a table of commands, each in a module of its own that is imported only when it is called.
+
+To add a command, add a line: the module has a function of the command's name, or a `typer.Typer` of that name for a command
+with commands of its own.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import typer
+
+
+class Command(NamedTuple):
+    """A command: its name, the module that holds a function or `typer.Typer` of that name, and a line of help."""
+
+    name: str
+    module: str
+    help: str
+    passes_on: bool = False
+    """Whether it takes any arguments, to give them to another program."""
+
+
+COMMANDS = (
+    Command("up", "infra.cli.cluster", "Start Kafka, the local model, the workers and the API on this machine."),
+    Command("down", "infra.cli.cluster", "Stop everything that `up` started; data is kept."),
+    Command("status", "infra.cli.cluster", "Show what runs, where it listens and where it logs."),
+    Command("worker", "infra.cli.worker", "Run one role's processors in the foreground."),
+    Command("model", "infra.cli.cluster", "Serve the local model in the foreground."),
+    Command(
+        "kafka", "infra.cli.kafka_tools", "Run one of Kafka's own console tools against the configured cluster.", passes_on=True
+    ),
+)
+
+PASSES_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def command_line(arguments: Sequence[str]) -> typer.Typer:
+    """Return the command line in which only the command that `arguments` call is loaded; of the others it knows the help."""
+    app = typer.Typer(
+        name="foldflow",
+        help="LLM and tool workflows as a ledger on Kafka that you own.",
+        epilog="Settings: environment variables FOLDFLOW_…, or foldflow.toml in the current folder.",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for command in COMMANDS:
+        if command.name != called:
+            app.command(command.name, help=command.help)(_not_loaded)
+            continue
+        found = getattr(importlib.import_module(command.module), command.name)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=command.name)
+        else:
+            app.command(command.name, context_settings=PASSES_ON if command.passes_on else None)(found)
+    return app
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a command that was not called was run")
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    command_line(sys.argv[1:])(prog_name="foldflow")
+
+
+if __name__ == "__main__":
+    main()

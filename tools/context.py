@@ -1,0 +1,52 @@
+"""What a tool may know of the call that it serves: ids, and a folder for the files that it writes."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file that a tool wrote: its path and the SHA-256 of its bytes, in hexadecimal."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """One call: a tool gets it by annotating a parameter with this class.
+
+    `attempt` counts from 1. `artifacts` is the run's own folder and need not exist yet. Repeats of a call
+    (a worker that died, an attempt that timed out) must overwrite what the first one wrote: name files after
+    `step`, never after `call_id`, a time or anything random.
+    """
+
+    call_id: str
+    run_id: str
+    step: str
+    attempt: int
+    artifacts: Path
+
+    def write(self, name: str, data: bytes) -> Artifact:
+        """Write `data` to the file `name` in the run's folder: whole or not at all, replacing an older one.
+
+        Raises ValueError if `name` is more than a plain file name, and OSError as the file system does.
+        """
+        if not name or name.startswith(".") or Path(name).name != name:
+            raise ValueError(f"{name!r} is no plain file name")
+        self.artifacts.mkdir(parents=True, exist_ok=True)
+        # The temporary file lies in the same folder because a rename is atomic only within one file system.
+        descriptor, temporary = tempfile.mkstemp(dir=self.artifacts, prefix=f".{name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            # mkstemp's mode is 0600, which would hide a report from whoever shares the folder.
+            Path(temporary).chmod(0o644)
+            target = Path(temporary).replace(self.artifacts / name)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return Artifact(str(target), hashlib.sha256(data).hexdigest())
