@@ -50,7 +50,6 @@ def load() -> Any:
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads the nearest .env of the folder or those above
     litellm: Any = importlib.import_module("litellm")
     importlib.import_module("openai.resources")  # 0.7 s that the event loop would stand still at the first call
-    litellm.drop_params = True  # a seed that a provider doesn't know is no reason to fail
     litellm.suppress_debug_info = True  # else errors print adverts to stdout
     litellm.disable_hf_tokenizer_download = True
     litellm.num_retries = 0
@@ -100,7 +99,11 @@ async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings:
     limit = asyncio.timeout(remaining)
     try:
         async with limit:
-            return await litellm.acompletion(**arguments)
+            try:
+                return await litellm.acompletion(**arguments)
+            except litellm.UnsupportedParamsError:
+                # Nothing was sent yet. Not for every call: with it LiteLLM asks again on status 422, then returns None.
+                return await litellm.acompletion(**arguments, drop_params=True)
     except Exception as error:
         if limit.expired():  # whatever LiteLLM made of the cancellation
             raise _UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s") from error
@@ -161,7 +164,7 @@ def _fits_strict_mode(schema: Json) -> bool:
 
 def _output(response: Any, schema: str | None) -> tuple[str, str]:
     """Return the answer as canonical JSON, and why the model stopped. Raises _UnusableError."""
-    if not response.choices:
+    if not getattr(response, "choices", None):
         raise _UnusableError(FailureKind.INVALID_OUTPUT, "the provider's answer holds no choice")
     choice = response.choices[0]
     finish_reason = _clean(choice.finish_reason or "unknown")
@@ -249,16 +252,16 @@ def _cost(litellm: Any, response: Any, model: str, usage: Usage) -> float | None
 # --- Failures ---
 
 _CAUSES: Final[dict[FailureKind, tuple[str | int, ...]]] = {
-    FailureKind.CONTEXT_TOO_LONG: ("ContextWindowExceededError",),
-    FailureKind.REJECTED: ("ContentPolicyViolationError", "RejectedRequestError"),
-    FailureKind.UNAUTHORIZED: ("AuthenticationError", "PermissionDeniedError", "PaymentRequiredError", 401, 402, 403),
+    FailureKind.CONTEXT_TOO_LONG: ("ContextWindowExceededError", "context_length_exceeded", "exceed_context_size_error"),
+    FailureKind.REJECTED: ("ContentPolicyViolationError", "content_policy_violation", "content_filter"),
+    FailureKind.UNAUTHORIZED: ("AuthenticationError", "PermissionDeniedError", 401, 402, 403),
     FailureKind.RATE_LIMITED: ("RateLimitError", 429),
     FailureKind.TIMEOUT: ("APITimeoutError", "TimeoutError", 408, 504),
     FailureKind.UNAVAILABLE: ("APIConnectionError", "InternalServerError", 409, 425),
     FailureKind.TOO_LARGE: (413,),
     FailureKind.INVALID_ARGUMENTS: ("BadRequestError", "NotFoundError", "UnprocessableEntityError", *range(400, 500)),
 }
-"""By class, LiteLLM's or OpenAI's that it derives from (the most derived counts), else by HTTP status (the first kind counts)."""
+"""By the provider's code, else by LiteLLM's class or the nearest above it, else by HTTP status (the first kind counts)."""
 _KINDS: Final = {cause: kind for kind, causes in reversed([*_CAUSES.items()]) for cause in causes}
 _SECRET: Final = re.compile(r"(?<=[?&]key=)[^&\s'\"]+|\b(?:sk|pk|gsk|xai|key)-[\w-]{12,}|\bAIza[\w-]{20,}|(?<=Bearer )\S+")
 _PREFIX: Final = re.compile(r"^(?:(?:litellm\.)?(?:\w*Error|\w*Exception|Timeout(?: Error)?)(?:: | - | ))+")
@@ -266,8 +269,9 @@ _PREFIX: Final = re.compile(r"^(?:(?:litellm\.)?(?:\w*Error|\w*Exception|Timeout
 
 def _failure(error: Exception) -> Failure:
     """Return what an exception of LiteLLM means. A cause that nobody foresaw counts as unavailable: it may pass."""
+    codes = [str(getattr(error, name, None)) for name in ("code", "type")]  # LiteLLM itself goes by words in the message
     status = getattr(error, "status_code", None)
-    causes = [*(each.__name__ for each in type(error).__mro__), status]
+    causes = [*codes, *(each.__name__ for each in type(error).__mro__), status if isinstance(status, int) else 0]
     kind = next((_KINDS[cause] for cause in causes if cause in _KINDS), FailureKind.UNAVAILABLE)
     message = _SECRET.sub("…", _PREFIX.sub("", str(error)))
     retry_after = _retry_after_ms(error) if kind in {FailureKind.RATE_LIMITED, FailureKind.UNAVAILABLE} else None

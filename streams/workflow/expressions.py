@@ -36,12 +36,12 @@ def to_json(value: Json) -> str:
     Raises EvaluationError for what JSON can't say.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        text = _READABLE.encode(value)
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError:
-                text = json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False)
+                text = _ASCII.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise EvaluationError(f"not a JSON value: {_clean(error)}") from error
     return text
@@ -50,13 +50,19 @@ def to_json(value: Json) -> str:
 def from_json(text: str) -> Json:
     """Return the value of a JSON text. Raises EvaluationError."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise EvaluationError(f"not JSON: {_clean(error)}") from error
 
 
 def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: json.loads and json.dumps make new ones at each call that sets an option.
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_READABLE: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
+_ASCII: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def _clean(error: Exception) -> str:
