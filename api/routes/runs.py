@@ -1,0 +1,127 @@
+"""Runs, their steps, calls and decisions, and what became of a request."""
+
+from datetime import UTC
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from api import models
+from api.problems import ProblemError
+from api.views import TheProjector, TheView, View, cursor, from_cursor
+from events import ids
+from projections import calls, deadletters, decisions, runs, specs, steps
+from projections.as_json import as_json
+from projections.log import decision_at
+
+router = APIRouter(tags=["runs"])
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")]
+_SHOWN = 5
+"""How many runs an ambiguous prefix names."""
+
+
+@router.get("/runs")
+def list_runs(
+    view: TheView,
+    workflow: Annotated[str | None, Query(description="Only runs of this workflow.")] = None,
+    status: Literal["open", "completed", "failed"] | None = None,
+    label: Annotated[list[str] | None, Query(description="`key=value`; several must all be there.")] = None,
+    request_id: str | None = None,
+    limit: Limit = 50,
+    cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
+) -> models.RunPage:
+    """List runs, newest first."""
+    labels = tuple(_label(each) for each in label or ())
+    after = from_cursor(cursor_, int, str) if cursor_ else None
+    wanted = runs.Filter(workflow, status, request_id, labels, (after[0], after[1]) if after else None)
+    found = runs.newest(view.db, wanted, limit + 1)
+    page = found[:limit]
+    more = (
+        cursor(round(page[-1]["started"].replace(tzinfo=UTC).timestamp() * 1000), page[-1]["run_id"]) if found[limit:] else None
+    )
+    return models.RunPage(runs=[models.RunSummary(**row) for row in page], next=more)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        hint = "Write key=value, for example ?label=team=research."
+        raise ProblemError(400, "invalid-label", "A label has a key and a value", f"label={text}", hint)
+    return key, value
+
+
+@router.get("/runs/{run_id}")
+def show_run(view: TheView, run_id: str) -> models.Run:
+    """Show a run with its steps and calls; a unique beginning of its id is enough."""
+    identity = _resolve(view, run_id)
+    row = runs.one(view.db, identity)
+    assert row is not None
+    decided = {each["step"]: models.Step(**each) for each in steps.of_run(view.db, identity)}
+    rest = [models.Step(step=name, status="pending") for name in specs.steps_of(view.db, row["digest"]) if name not in decided]
+    made = [models.Call(**each) for each in calls.of_run(view.db, identity)]
+    return models.Run(**row, steps=[*decided.values(), *rest], calls_made=made)
+
+
+@router.get("/runs/{run_id}/decisions")
+def list_decisions(view: TheView, run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 200) -> models.DecisionPage:
+    """List a run's decisions in order: where each stands in the log, and what kind it is."""
+    identity = _resolve(view, run_id)
+    found = decisions.of_run(view.db, identity, after, limit + 1)
+    page = [models.Decision(**row) for row in found[:limit]]
+    return models.DecisionPage(run_id=identity, decisions=page, next=page[-1].seq if found[limit:] else None)
+
+
+@router.get("/runs/{run_id}/decisions/{seq}")
+def show_decision(view: TheView, projector: TheProjector, run_id: str, seq: int) -> models.FullDecision:
+    """Show a decision in full, as it stands in Kafka now; its hash is checked against the one that was accepted."""
+    identity = _resolve(view, run_id)
+    found = decisions.of_run(view.db, identity, seq - 1, 1)
+    if not found or found[0]["seq"] != seq:
+        row = runs.one(view.db, identity)
+        last = row["seq"] if row else 0
+        hint = f"Its decisions are numbered 1 to {last}.{view.catching_up}"
+        raise ProblemError(404, "unknown-decision", "There is no such decision", f"run {identity}, decision {seq}", hint)
+    row = found[0]
+    decision = decision_at(projector.settings, row["partition"], row["offset"], bytes.fromhex(row["hash"]))
+    return models.FullDecision(**row, run_id=identity, record=as_json(decision))
+
+
+@router.get("/requests/{request_id:path}")
+def show_request(view: TheView, request_id: str) -> models.Request:
+    """Say what became of a request: its run, or why it was refused."""
+    run_id = ids.run_id(request_id)
+    row = runs.one(view.db, run_id)
+    letters = [models.DeadLetterSummary(**each) for each in deadletters.about(view.db, request_id, run_id)]
+    if row is None and not letters:
+        raise ProblemError(
+            404,
+            "unknown-request",
+            "Nothing is known of this request",
+            f"request {request_id}: neither a run nor a dead letter",
+            "Check the spelling; if it was just sent, it waits for intake and orchestrator: are they running (`foldflow status`)?"
+            + view.catching_up,
+            run_id=run_id,
+        )
+    return models.Request(
+        request_id=request_id,
+        run_id=run_id,
+        status="accepted" if row else "refused",
+        run=models.RunSummary(**row) if row else None,
+        deadletters=letters,
+    )
+
+
+def _resolve(view: View, prefix: str) -> str:
+    """Return the id of the run that a beginning of it names."""
+    found = runs.by_prefix(view.db, prefix, _SHOWN + 1) if prefix else []
+    if prefix in found or len(found) == 1:
+        return prefix if prefix in found else found[0]
+    if not found:
+        hint = f"GET /runs lists all runs. A request's run, or why there is none: GET /requests/{{request_id}}.{view.catching_up}"
+        raise ProblemError(404, "unknown-run", "There is no such run", f"no run's id starts with {prefix}", hint)
+    more = " and more" if len(found) > _SHOWN else ""
+    names = ", ".join(found[:_SHOWN])
+    hint = "Give more digits of the id."
+    raise ProblemError(
+        409, "ambiguous-run", "Several runs start with this", f"{prefix}: {names}{more}", hint, runs=found[:_SHOWN]
+    )

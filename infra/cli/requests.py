@@ -1,0 +1,178 @@
+"""`foldflow run`: sends a request, and follows its run if told to."""
+
+import json
+import math
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from infra.cli.terminal import fail, pairs, quiet, say, took
+from streams.settings import Settings
+
+COMPLETED, FAILED, REFUSED, TIMED_OUT, UNREACHABLE = 0, 1, 2, 3, 4
+_CONNECT_S: Final = 10.0
+
+
+def run(
+    workflow: Annotated[str, typer.Argument(help="Name of a registered workflow (`foldflow workflows` lists them).")],
+    input_: Annotated[str, typer.Option("--input", "-i", help="The run's input: JSON, @FILE, or - for standard input.")] = "{}",
+    request_id: Annotated[str, typer.Option(help="Identity of the request; the same one twice is one run.")] = "",
+    digest: Annotated[str, typer.Option(help="Version of the workflow; without it the newest.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE to find the run by; may be repeated.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow the run until it ends.")] = False,
+    timeout: Annotated[str, typer.Option(help="How long --wait waits: 90s, 10m, 2h; 0 for ever.")] = "10m",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")] = False,
+) -> None:
+    """Start a run: put a request on the topic, and print the run's id.
+
+    With --wait the run is followed from Kafka itself, step by step, until it ends.
+
+    For example:
+
+        foldflow run market-analysis --input '{"question": "Which share was most volatile in 2005?"}' --wait
+
+        foldflow run market-analysis --input @question.json --request-id order-17 --label team=research
+
+        echo '{"question": "How did Apple do?"}' | foldflow run market-analysis --input - --wait --json
+
+    Exit codes: 0 completed (without --wait: sent), 1 the run failed, 2 refused (or a wrong option), 3 not over within --timeout,
+    4 Kafka can't be reached.
+    """
+    text = _json_text(input_)
+    labels = pairs(label or [])
+    patience = _seconds(timeout)
+
+    from events import ids, topics  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
+    from events.commands import WorkflowRequest  # noqa: PLC0415
+    from infra.cli.follow import Follower, Sent, as_line  # noqa: PLC0415
+    from streams import kafka  # noqa: PLC0415
+    from streams.envelope import Outgoing, envelope  # noqa: PLC0415
+
+    settings = quiet(Settings())
+    identity = request_id or str(uuid.uuid4())
+    run_id = ids.run_id(identity)
+    request = WorkflowRequest(workflow, text, identity, digest or None, labels)
+    record = envelope(topics.REQUESTS, identity, request, source="cli", identity=identity, run_id=run_id)
+    if len(record.value) > topics.MAX_VALUE_BYTES:
+        fail(f"the input is too large: {len(record.value):,} bytes; the limit is {topics.MAX_VALUE_BYTES:,}", REFUSED)
+    try:
+        cluster = kafka.connect(settings, timeout_s=_CONNECT_S)
+        partition = topics.partition_for(identity.encode(), cluster.partitions[topics.REQUESTS.name])
+        sent = Sent(identity, run_id, kafka.name(settings, topics.REQUESTS), partition, again=bool(request_id))
+        follower = Follower(settings, cluster, sent) if wait else None
+        (offset,) = kafka.send(settings, [Outgoing(record.topic, record.key, record.value, record.headers, partition)])
+    except (kafka.KafkaUnreachableError, kafka.DeliveryFailedError, kafka.TopicMismatchError) as error:
+        fail(f"The request was not sent: {error}", UNREACHABLE)
+    if follower is None:
+        place = {"status": "sent", "topic": sent.topic, "partition": partition, "offset": offset}
+        print(as_line({"run_id": run_id, "request_id": identity, **place}) if as_json else run_id)
+        return
+    follower.followed.offset = offset
+    raise typer.Exit(_follow(follower, patience, as_json=as_json))
+
+
+def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
+    """Show the run until it ends, and return the exit code."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from infra.cli.follow import as_line  # noqa: PLC0415
+    from infra.cli.progress import display  # noqa: PLC0415
+
+    followed = follower.followed
+    sent = followed.sent
+    if not as_json:
+        print(sent.run_id, flush=True)
+    try:
+        with display(Console(stderr=True), silent=as_json) as shown:
+            for each in follower.changes(patience):
+                shown.show(each)
+            shown.show(followed)
+    except KeyboardInterrupt:
+        say(f"The run goes on. Look at it with: foldflow show {sent.run_id}")
+        return 130
+    finally:
+        follower.close()
+    if followed.refusal is not None:
+        status, code = "refused", REFUSED
+    elif followed.run is None or not followed.over:
+        status, code = "timeout", TIMED_OUT
+    else:
+        status, code = followed.run.status, COMPLETED if followed.run.status == "completed" else FAILED
+    result = followed.result(status)
+    if as_json:
+        print(as_line(result))
+    else:
+        _tell(result, patience)
+    return code
+
+
+def _tell(result: dict[str, Any], patience: float) -> None:
+    """Say how it ended; the output goes to standard output."""
+    run_id = result["run_id"]
+    match result["status"]:
+        case "completed":
+            output = result["output"]
+            print(output if isinstance(output, str) else json.dumps(output, indent=2, ensure_ascii=False))
+            say(f"Completed in {took(result['duration_ms'])}.")
+            for kind in ("markdown", "html"):
+                if isinstance(output, dict) and isinstance(output.get(kind), str) and Path(output[kind]).is_file():
+                    say(f"Report ({kind}): {Path(output[kind]).absolute()}")
+        case "failed":
+            failure = result["failure"]
+            where = f"step `{failure['step']}`: " if failure["step"] else ""
+            say(f"Failed: {where}{failure['kind']}: {failure['message']}\nMore: foldflow show {run_id}")
+        case "refused":
+            say(
+                f"Refused: {result['reason']}: {result['detail']}\nPut that right and send the request again, under a new --request-id if it had one."
+            )
+        case _:
+            state = (
+                "it has no decision yet: are intake and orchestrator running (`foldflow status`)?"
+                if "steps" not in result
+                else "it goes on."
+            )
+            say(f"Not over after {took(patience * 1000)}; {state} Look at it with: foldflow show {run_id}")
+
+
+def _seconds(text: str) -> float:
+    from streams.workflow.spec import milliseconds  # noqa: PLC0415 - pydantic and jsonschema
+
+    if text.strip() == "0":
+        return math.inf
+    try:
+        ms = milliseconds(f"{text}s" if text.isdigit() else text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--timeout") from error
+    return float(ms) / 1000
+
+
+def _json_text(given: str) -> str:
+    """Return the input's JSON text, from where the option says. Raises typer.BadParameter that shows where it is no JSON."""
+    source = "--input"
+    if given == "-":
+        source, given = "standard input", sys.stdin.read()
+    elif given.startswith("@"):
+        source = given[1:]
+        try:
+            given = Path(source).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"{source} can't be read: {error}", param_hint="--input") from error
+    try:
+        json.loads(given, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        line = given.splitlines()[error.lineno - 1] if given.splitlines() else ""
+        start = max(0, error.colno - 40)
+        shown = f"\n  {line[start : error.colno + 40]}\n  {' ' * (error.colno - 1 - start)}^" if line else ""
+        raise typer.BadParameter(f"{source} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}{shown}") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{source} is no JSON: {error}") from error
+    return given
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")

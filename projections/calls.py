@@ -1,0 +1,240 @@
+"""The read model `calls`: every LLM and tool call, what became of it and what it cost.
+
+A call is counted once, by the first answer that its run took notice of: also one that came after the attempt had been given up
+(`late`), and one that belongs to a decision which lost (`stray`), because both were made and paid. `input_tokens` includes the
+cached tokens, `output_tokens` the reasoning.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, assert_never
+
+from events.calls import LlmCallRequested, ToolCallRequested
+from events.commands import StartRun
+from events.decisions import Decision, InputIgnored, RetryScheduled, StepFailed, UnreadableInput
+from events.failure import Failure
+from events.ids import effect_id
+from events.results import LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
+from projections.entry import Entry, Spent
+from projections.table import Connection, Table, rows
+from streams.workflow.chain import ends_run
+
+Result = LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed
+
+
+class Outcome(StrEnum):
+    """What became of a call."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    ABANDONED = "abandoned"
+    """The run ended before the answer came."""
+    STRAY = "stray"
+    """An answer to a call that no accepted decision requested."""
+
+
+@dataclass(slots=True)
+class CallRow:
+    """One call. Times in milliseconds since the epoch; `partition` and `offset` are those of the decision that brought it."""
+
+    call_id: str
+    run_id: str
+    step: str
+    attempt: int | None
+    kind: str
+    partition: int
+    offset: int
+    outcome: str = Outcome.PENDING
+    late: bool = False
+    model: str | None = None
+    provider: str | None = None
+    tool: str | None = None
+    tool_version: str | None = None
+    requested: int | None = None
+    deadline: int | None = None
+    ended: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cost_usd: float | None = None
+    latency_ms: int | None = None
+    finish_reason: str | None = None
+    failure_kind: str | None = None
+    failure_message: str | None = None
+
+
+TABLE: Final = Table(
+    "calls",
+    {
+        "call_id": "VARCHAR",
+        "run_id": "VARCHAR",
+        "step": "VARCHAR",
+        "attempt": "BIGINT",
+        "kind": "VARCHAR",
+        "partition": "INTEGER",
+        "offset": "BIGINT",
+        "outcome": "VARCHAR",
+        "late": "BOOLEAN",
+        "model": "VARCHAR",
+        "provider": "VARCHAR",
+        "tool": "VARCHAR",
+        "tool_version": "VARCHAR",
+        "requested": "TIMESTAMP_MS",
+        "deadline": "TIMESTAMP_MS",
+        "ended": "TIMESTAMP_MS",
+        "input_tokens": "BIGINT",
+        "output_tokens": "BIGINT",
+        "cache_read_tokens": "BIGINT",
+        "cache_write_tokens": "BIGINT",
+        "reasoning_tokens": "BIGINT",
+        "cost_usd": "DOUBLE",
+        "latency_ms": "BIGINT",
+        "finish_reason": "VARCHAR",
+        "failure_kind": "VARCHAR",
+        "failure_message": "VARCHAR",
+    },
+    key=("call_id",),
+)
+
+
+@dataclass(slots=True)
+class Calls:
+    """The calls of open runs in memory, by run and call; those of finished runs are in the database only."""
+
+    open: dict[str, dict[str, CallRow]] = field(default_factory=dict)
+    _changed: dict[str, CallRow] = field(default_factory=dict)
+
+    def load(self, db: Connection) -> None:
+        """Load the calls of open runs back."""
+        self.open.clear()
+        self._changed.clear()
+        for row in TABLE.load(db, "WHERE run_id IN (SELECT run_id FROM runs WHERE status = 'open')"):
+            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row)
+
+    def apply(self, entry: Entry) -> Spent | None:
+        """Take an accepted decision; return what it says was spent."""
+        decision = entry.decision
+        held = self.open.setdefault(decision.run_id, {})
+        spent = self._input(entry, held)
+        for index, effect in enumerate(decision.effects):
+            if isinstance(effect, LlmCallRequested | ToolCallRequested):
+                row = _requested(entry, effect, index)
+                held[row.call_id] = self._changed[row.call_id] = row
+        if ends_run(decision):
+            for row in held.values():
+                if row.outcome == Outcome.PENDING:
+                    row.outcome, row.ended = Outcome.ABANDONED, decision.at
+                    self._changed[row.call_id] = row
+            del self.open[decision.run_id]
+        return spent
+
+    def _input(self, entry: Entry, held: dict[str, CallRow]) -> Spent | None:
+        decision = entry.decision
+        match decision.input:
+            case StartRun() | UnreadableInput():
+                return None
+            case TimerFired(timer_id=timer_id):
+                row = held.get(timer_id)  # the timer of an attempt's time limit has the call's id
+                if row and row.outcome == Outcome.PENDING and not any(isinstance(e, InputIgnored) for e in decision.effects):
+                    row.outcome, row.ended = Outcome.TIMED_OUT, decision.at
+                    row.failure_kind, row.failure_message = _failure(_step_failure(decision, row.step))
+                    self._changed[timer_id] = row
+                return None
+            case LlmCallCompleted() | LlmCallFailed() | ToolCallCompleted() | ToolCallFailed():
+                return self._answered(entry, decision.input, held)
+            case _:
+                assert_never(decision.input)
+
+    def _answered(self, entry: Entry, result: Result, held: dict[str, CallRow]) -> Spent | None:
+        decision = entry.decision
+        kind = "llm" if isinstance(result, LlmCallCompleted | LlmCallFailed) else "tool"
+        row = held.get(result.call_id)
+        if row is None:
+            row = CallRow(result.call_id, decision.run_id, result.step, None, kind, entry.partition, entry.offset, Outcome.STRAY)
+            held[result.call_id] = row
+        elif row.outcome == Outcome.TIMED_OUT and not row.late:
+            row.late = True
+        elif row.outcome != Outcome.PENDING:
+            return None  # a repetition: counted already
+        else:
+            _end(row, decision, result)
+        self._changed[row.call_id] = row
+        return _details(row, result)
+
+    def write(self, db: Connection) -> None:
+        """Write what has changed since the last time."""
+        TABLE.upsert(db, list(self._changed.values()))
+        self._changed.clear()
+
+
+def _requested(entry: Entry, effect: LlmCallRequested | ToolCallRequested, index: int) -> CallRow:
+    decision = entry.decision
+    kind = "llm" if isinstance(effect, LlmCallRequested) else "tool"
+    call_id = effect_id(entry.hash, index)
+    row = CallRow(call_id, decision.run_id, effect.step, effect.attempt, kind, entry.partition, entry.offset)
+    row.requested, row.deadline = decision.at, effect.deadline
+    match effect:
+        case LlmCallRequested():
+            row.model = effect.model
+        case ToolCallRequested():
+            row.tool = effect.tool
+        case _:
+            assert_never(effect)
+    return row
+
+
+def _end(row: CallRow, decision: Decision, result: Result) -> None:
+    """Record how a pending call ended; an answer that the decision found unusable is a failure too."""
+    failure = result.failure if isinstance(result, LlmCallFailed | ToolCallFailed) else _step_failure(decision, result.step)
+    row.ended = decision.at
+    row.outcome = Outcome.FAILED if failure else Outcome.COMPLETED
+    row.failure_kind, row.failure_message = _failure(failure)
+
+
+def _details(row: CallRow, result: Result) -> Spent | None:
+    """Record what an answer tells, and return what it used."""
+    row.latency_ms = result.latency_ms
+    match result:
+        case ToolCallCompleted() | ToolCallFailed():
+            row.tool_version = result.tool_version
+            return None
+        case LlmCallCompleted():
+            row.provider, row.finish_reason = result.provider, result.finish_reason
+        case LlmCallFailed():
+            pass
+        case _:
+            assert_never(result)
+    row.model, row.cost_usd = result.model, result.cost_usd
+    if result.usage is None:
+        return Spent(result.step, 0, 0, result.cost_usd or 0.0)
+    usage = result.usage
+    row.input_tokens, row.output_tokens = usage.input_tokens, usage.output_tokens
+    row.cache_read_tokens, row.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
+    row.reasoning_tokens = usage.reasoning_tokens
+    return Spent(result.step, usage.input_tokens, usage.output_tokens, result.cost_usd)
+
+
+def _step_failure(decision: Decision, step: str) -> Failure | None:
+    for effect in decision.effects:
+        if isinstance(effect, RetryScheduled | StepFailed) and effect.step == step:
+            return effect.failure
+    return None
+
+
+def _failure(failure: Failure | None) -> tuple[str | None, str | None]:
+    return (str(failure.kind), failure.message) if failure else (None, None)
+
+
+def of_run(db: Connection, run_id: str) -> list[dict[str, Any]]:
+    """Return a run's calls in the order in which they were requested."""
+    # The run's partition and offsets let DuckDB skip all row groups in which the run can't be: no index is needed.
+    query = """
+        SELECT calls.* FROM calls, (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
+        WHERE run_id = $1 AND "partition" = p AND "offset" BETWEEN low AND high
+        ORDER BY "offset", requested NULLS FIRST, step, attempt, call_id
+    """
+    return rows(db, query, [run_id])

@@ -1,0 +1,103 @@
+"""The read model `decisions`: the index of the log. What a decision says in full is read from Kafka, where it stands.
+
+A decision takes 100 bytes here and 1 to 2 KB in Kafka (payloads up to 8 MB), and Kafka keeps it for ever anyway; a second
+copy would only be one more thing that could differ.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from events.commands import StartRun
+from events.decisions import InputIgnored, UnreadableInput
+from projections.entry import Entry
+from projections.table import Connection, Table, rows
+
+
+@dataclass(slots=True)
+class DecisionRow:
+    """One accepted decision. `decided`: the broker's time of its input, milliseconds since the epoch; `size`: bytes of Avro."""
+
+    partition: int
+    offset: int
+    run_id: str
+    seq: int
+    decided: int
+    input_offset: int
+    input: str
+    step: str | None
+    effects: list[str]
+    ignored: str | None
+    hash: bytes
+    size: int
+
+
+TABLE: Final = Table(
+    "decisions",
+    {
+        "partition": "INTEGER",
+        "offset": "BIGINT",
+        "run_id": "VARCHAR",
+        "seq": "BIGINT",
+        "decided": "TIMESTAMP_MS",
+        "input_offset": "BIGINT",
+        "input": "VARCHAR",
+        "step": "VARCHAR",
+        "effects": "VARCHAR[]",
+        "ignored": "VARCHAR",
+        "hash": "BLOB",
+        "size": "BIGINT",
+    },
+)
+
+
+@dataclass(slots=True)
+class Decisions:
+    """Accepted decisions on their way to the table."""
+
+    _new: list[DecisionRow] = field(default_factory=list)
+
+    def load(self, db: Connection) -> None:
+        """Forget what was not written: the table is only appended to."""
+        del db
+        self._new.clear()
+
+    def apply(self, entry: Entry) -> None:
+        """Take an accepted decision."""
+        decision = entry.decision
+        step = None if isinstance(decision.input, StartRun | UnreadableInput) else decision.input.step
+        ignored = next((effect.reason for effect in decision.effects if isinstance(effect, InputIgnored)), None)
+        self._new.append(
+            DecisionRow(
+                entry.partition,
+                entry.offset,
+                decision.run_id,
+                decision.seq,
+                decision.at,
+                decision.input_offset,
+                type(decision.input).__name__,
+                step,
+                [type(effect).__name__ for effect in decision.effects],
+                ignored,
+                entry.hash,
+                entry.size,
+            )
+        )
+
+    def write(self, db: Connection) -> None:
+        """Write what came since the last time."""
+        TABLE.insert(db, self._new)
+        self._new.clear()
+
+
+def of_run(db: Connection, run_id: str, after: int, limit: int) -> list[dict[str, Any]]:
+    """Return a run's decisions behind number `after`, in order."""
+    # Rows lie in the log's order: by the run's partition and offsets DuckDB skips all row groups in which the run can't be.
+    query = """
+        SELECT decisions."partition", "offset", decisions.seq, decided, input_offset, input, step, effects, ignored,
+               lower(hex(hash)) AS hash, size
+        FROM decisions,
+             (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
+        WHERE run_id = $1 AND decisions."partition" = p AND "offset" BETWEEN low AND high AND decisions.seq > $2
+        ORDER BY decisions.seq LIMIT $3
+    """
+    return rows(db, query, [run_id, after, limit])

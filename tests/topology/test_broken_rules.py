@@ -1,0 +1,331 @@
+# ruff: noqa: D102 - methods that override: their class says what it breaks
+"""What happens when a rule of the ledger protocol is left out: the search finds it. So it can fail, and each rule is needed.
+
+Each case breaks one rule, in a tenure or in its driver, and names the invariants that must catch it.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+import pytest
+from memory import PLACE, Move, Owner, Setup, ViolationError, follow, play
+from scenarios import HISTORIES, ONE, TWO
+
+from events import codec, topics
+from events.decisions import Decision, FinishedRun, InputIgnored
+from streams.envelope import Incoming, Outgoing
+from streams.processors.tenure import Commit, Tenure
+from streams.workflow.chain import Chain, Head, Verdict, ends_run
+from streams.workflow.state import INITIAL, RunEvent, RunState, evolve
+
+LEAST, MOST = 60, 2000
+"""How many random schedules are tried for a case: so many in any case, and so many at most."""
+
+
+# --- Tenures that break a rule ---
+
+
+class NothingAgain(Tenure):
+    """Rule 6: an input that already has its decision emits nothing again."""
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        records = super().take(record, give_up=give_up)
+        return [] if record.offset in self._decided else records
+
+
+class JudgesAgain(Tenure):
+    """Rule 6: inputs at or before the run's last decided one are judged again."""
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        self._decided.pop(record.offset, None)
+        run = self.runs.get((record.key or b"").decode())
+        if run is not None:
+            run.state = replace(run.state, last_offset=-1)
+        return super().take(record, give_up=give_up)
+
+
+class MarkAtTheEnd(Tenure):
+    """Rule 8: the mark goes to the end, into runs that are open."""
+
+    def commit(self) -> Commit:
+        super().commit()
+        self.base = Commit(self.position, self.end)
+        return self.base
+
+
+class MarkAhead(Tenure):
+    """Rule 8: a run counts as finished even if an input after the position finished it."""
+
+    def commit(self) -> Commit:
+        super().commit()
+        self.base = Commit(
+            self.position, min([run.first for run in self.runs.values() if run.first is not None], default=self.end)
+        )
+        return self.base
+
+
+class Clock(Tenure):
+    """Rule 3: the bytes depend on the writer's clock."""
+
+    ticks = count()
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        return super().take(replace(record, timestamp=record.timestamp + next(self.ticks) % 2), give_up=give_up)
+
+
+class Taciturn(Tenure):
+    """Rule 2: an input that changes nothing makes no decision (and what changes nothing differs between versions)."""
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        run_id = (record.key or b"").decode()
+        run = self.runs.get(run_id)
+        known = record.offset in self._decided
+        before = run.state if run else None
+        records = super().take(record, give_up=give_up)
+        if run and before and not known and records and records[0].topic is topics.DECISIONS:
+            decision = codec.decode(records[0].value, Decision)
+            if isinstance(decision.effects[0], InputIgnored):
+                run.state = before
+                self._own.pop()
+                return records[1:]
+        return records
+
+
+class Forgetful(Tenure):
+    """Rule 8: a finished run that the index knows may start again."""
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        run_id = (record.key or b"").decode()
+        if run_id not in self._unindexed:
+            self.finished.pop(run_id, None)
+        return super().take(record, give_up=give_up)
+
+
+class NoChain(Chain):
+    """Rule 5: the first decision on an input counts, whatever it extends."""
+
+    def judge(self, offset: int, decision: Decision, decision_hash: bytes) -> Verdict:
+        run = decision.run_id
+        head = self.heads.get(run)
+        first = self.finished.get(run)
+        if head is None and first is not None and first < self.mark:
+            return self._ignore(Verdict.FINISHED_BEFORE)
+        seen = self.losers.setdefault(run, set())
+        key = decision.input_offset.to_bytes(8)
+        if key in seen or (head is not None and head.over):
+            return self._ignore(Verdict.OVERTAKEN)
+        seen.add(key)
+        self.heads[run] = Head(decision_hash, decision.seq, head.first if head else offset, ends_run(decision))
+        return Verdict.ACCEPTED
+
+
+class Chainless(Tenure):
+    """Rule 5, for the owner: it reads without the chain, and compares nothing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._chain = NoChain(self.base.mark, self.finished)
+
+
+def by_place(decision: Decision, _: bytes = b"") -> bytes:
+    """Return an identity that any version's decision on this place has."""
+    return decision.run_id.encode() + decision.seq.to_bytes(8)
+
+
+class WeakCallIds(Tenure):
+    """Rule 3: a call is named by its decision's place, not by its bytes."""
+
+    def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
+        run_id = (record.key or b"").decode()
+        before = self.runs[run_id].state if run_id in self.runs else INITIAL
+        records = super().take(record, give_up=give_up)
+        run = self.runs.get(run_id)
+        if run and run.state is not before and records and records[0].topic is topics.DECISIONS:
+            self._weaken(codec.decode(records[0].value, Decision), before)
+        return records
+
+    def read(self, offset: int, value: bytes | None) -> Verdict:
+        decision = codec.decode(value, Decision)
+        run = self.runs.get(decision.run_id)
+        before = run.state if run else INITIAL
+        verdict = super().read(offset, value)
+        if verdict is Verdict.ACCEPTED and decision.run_id in self.runs:
+            self._weaken(decision, before)
+        return verdict
+
+    def _weaken(self, decision: Decision, before: RunState) -> None:
+        run = self.runs[decision.run_id]
+        run.state = replace(evolve(before, RunEvent(decision, by_place(decision))), head=run.state.head)
+
+    def _follow(self, event: RunEvent, record: Incoming) -> Iterator[Outgoing]:
+        return super()._follow(RunEvent(event.decision, by_place(event.decision)), record)
+
+
+class EntryCountsAlways(Tenure):
+    """Rule 8: an entry of the index hides its run, wherever reading starts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._chain = Chain(1 << 60, self.finished)
+
+
+class EntryOfTheEnd(Tenure):
+    """Rule 7: the index holds where a run ended, not where it began."""
+
+    def index_entries(self) -> list[Outgoing]:
+        late = FinishedRun(PLACE.decisions_id, self.end - 1)
+        return [replace(entry, value=codec.encode(late)) for entry in super().index_entries()]
+
+
+# --- Drivers that break a rule ---
+
+
+class CommitsEarly(Owner):
+    """Rule 7: commits before the acknowledgements."""
+
+    def may_settle(self) -> bool:
+        return self.tenure.position > self.tenure.base.position
+
+    def settle(self) -> None:
+        first = self.tenure.end
+        self.tenure.settle(list(range(first, first + self.tenure.unsettled)))
+        self.others.extend(self.tenure.index_entries())
+        self.world.commit(self.tenure.commit())
+
+
+class NoCheck(Owner):
+    """Rule 7: commits without a look at the offsets."""
+
+    def check(self) -> bool:
+        self.tenure.settle(self.offsets)
+        self.offsets = []
+        return True
+
+
+class IndexLater(Owner):
+    """Rule 7: commits first and writes the index afterwards."""
+
+    def settle(self) -> None:
+        if not self.check():
+            self.phase = "idle"
+            self.fetch()
+            return
+        entries = self.tenure.index_entries()
+        self.world.commit(self.tenure.commit())
+        self.others.extend(entries)
+
+
+class LogFirst(Owner):
+    """Rule 6: fetches the position after it read the log."""
+
+    def read_log(self) -> None:
+        super().read_log()
+        self.phase = "position"
+
+    def fetch_position(self) -> None:
+        position = self.world.committed.position
+        self.tenure.base = Commit(position, self.tenure.base.mark)
+        self.tenure.position = position
+        self.phase = "running"
+
+    def moves(self, *, alone: bool) -> Iterator[Move]:
+        if self.phase == "position":
+            yield Move(3, f"{self.name} fetches the position", self.fetch_position)
+        else:
+            yield from super().moves(alone=alone)
+
+
+class Skips(Owner):
+    """Rule 7: the producer skips a record that fails and goes on."""
+
+    def skip(self) -> None:
+        self.decisions.popleft()
+        self.tenure._own.pop(len(self.offsets))
+
+    def moves(self, *, alone: bool) -> Iterator[Move]:
+        yield from super().moves(alone=alone)
+        if self.decisions:
+            yield Move(1, f"{self.name}'s decision is skipped", self.skip, fault=True)
+
+
+class ComparesNothing(Owner):
+    """Rule 5, with `Chainless`: what lies in between is not compared."""
+
+    def check(self) -> bool:
+        self.tenure.settle(self.offsets)
+        self.offsets = []
+        return True
+
+
+# --- The search ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule left out. `history`: a schedule that shows it, where random ones rarely do."""
+
+    setup: Setup
+    caught_by: set[str]
+    history: str | None = None
+
+
+def of(setup: Setup, *workflows: str, **broken: object) -> Setup:
+    """Return a setup with few requests (so that schedules go deep) and something broken."""
+    chosen = tuple(request for request in setup.requests if request.workflow in workflows)
+    return replace(setup, requests=chosen or setup.requests, **broken)
+
+
+MARK = "the mark stays behind runs that inputs after the position finished"
+
+CASES = {
+    "commit before acks": Case(of(ONE, "single", owner_type=CommitsEarly), {"lost input"}),
+    "no check, two versions": Case(of(TWO, "single", owner_type=NoCheck), {"marks miss"}),
+    "inputs judged again": Case(of(ONE, "single", tenure_type=JudgesAgain), {"determinism"}),
+    "mark inside a run": Case(of(ONE, "single", tenure_type=MarkAtTheEnd), {"marks miss"}),
+    "mark ahead of the position": Case(of(ONE, "fails", tenure_type=MarkAhead), {"never emitted"}, MARK),
+    "index after the commit": Case(of(ONE, "single", owner_type=IndexLater), {"marks revive"}),
+    "index says the end": Case(of(ONE, "single", "fails", tenure_type=EntryOfTheEnd), {"marks broken"}),
+    "index entry counts always": Case(of(ONE, "fails", tenure_type=EntryCountsAlways), {"never emitted"}, MARK),
+    "finished runs start again": Case(of(ONE, "single", tenure_type=Forgetful), {"marks revive"}),
+    "nothing emitted again": Case(of(ONE, "single", tenure_type=NothingAgain), {"never emitted"}),
+    "position after the log": Case(of(ONE, "single", owner_type=LogFirst), {"determinism"}),
+    "no chain, two versions": Case(
+        of(TWO, "single", tenure_type=Chainless, owner_type=ComparesNothing, chain=NoChain), {"legality"}
+    ),
+    "clock in the bytes": Case(of(ONE, "single", tenure_type=Clock), {"determinism"}),
+    "producer skips a record": Case(of(ONE, "single", owner_type=Skips), {"integrity"}),
+    "call ids of the place alone": Case(of(TWO, "single", tenure_type=WeakCallIds, identity=by_place), {"answers"}),
+    "no decision on what changes nothing": Case(of(ONE, "single", tenure_type=Taciturn), {"order"}),
+}
+
+
+def violations(case: Case, name: str) -> dict[str, tuple[int, str]]:
+    """Return the invariants that random schedules violate: by which schedule first, and how."""
+    generator = random.Random(name)  # noqa: S311 - the same schedules each time
+    found: dict[str, tuple[int, str]] = {}
+    for tried in range(1, MOST + 1):
+        choices = [generator.randrange(1 << 16) for _ in range(generator.randrange(20, 100))]
+        try:
+            play(case.setup, choices)
+        except ViolationError as error:
+            found.setdefault(error.rule, (tried, str(error)))
+        if tried >= LEAST and case.caught_by <= set(found):
+            break
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_left_out_is_found(name: str) -> None:
+    """Given a tenure or a driver that breaks one rule, when schedules are tried, then an invariant is violated."""
+    case = CASES[name]
+    if case.history:
+        with pytest.raises(ViolationError) as caught:
+            follow(replace(case.setup, owners=1), HISTORIES[case.history][1])
+        found = {caught.value.rule: (0, str(caught.value))}
+    else:
+        found = violations(case, name)
+    for rule, (schedule, how) in sorted(found.items(), key=lambda item: item[1]):
+        print(f"{name} | {rule} | schedule {schedule} | {how}")  # noqa: T201 - for the record: pytest -rP
+    assert case.caught_by <= set(found)

@@ -1,0 +1,59 @@
+"""The ledger protocol under any interleaving that Kafka allows: `memory.Watch` says what must hold, `moves` what may happen."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, note
+from hypothesis import strategies as st
+from memory import Setup, World, follow, play
+from scenarios import HISTORIES, ONE, ONLY, START, TWO
+
+from streams.workflow.chain import Verdict
+
+CHOICE = st.integers(0, (1 << 16) - 1)
+SCHEDULES = st.lists(CHOICE, min_size=1, max_size=40) | st.lists(CHOICE, min_size=50, max_size=150)
+
+
+def played(setup: Setup, choices: list[int]) -> World:
+    """Run a schedule; what happened stands in the note when it ends badly."""
+    trace: list[str] = []
+    try:
+        return play(setup, choices, trace)
+    finally:
+        note("\n".join(trace))
+
+
+@given(SCHEDULES)
+def test_one_version(choices: list[int]) -> None:
+    """Duplicates, two owners, ended tenures, late and lost records, resets: the same legal history for every reader."""
+    played(ONE, choices)
+
+
+@given(SCHEDULES)
+def test_two_versions(choices: list[int]) -> None:
+    """The same when the owners' code versions decide differently: every accepted decision is its writer's, none is mixed."""
+    played(TWO, choices)
+
+
+@given(SCHEDULES)
+def test_three_owners(choices: list[int]) -> None:
+    """The same with three processes that all believe they own the partition."""
+    played(replace(TWO, owners=3), choices)
+
+
+# --- Schedules that once ended badly ---
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_known_schedules(name: str) -> None:
+    """Each schedule comes to rest with a legal history."""
+    workflow, labels = HISTORIES[name]
+    follow(ONLY[workflow], labels)
+
+
+def test_an_overtaken_owner_takes_over_again() -> None:
+    """Given two owners with different code, when both decide the same input, then the later one in the log takes over again."""
+    setup = replace(TWO, requests=TWO.requests[:1])
+    both = ("ask single", *START, "B fetches", "B reads the index", "B reads the log", "A takes", "B takes")
+    world = follow(setup, (*both, "A's decision", "B's decision", "B's record", "B settles", "B reads the index"))
+    assert Verdict.OVERTAKEN in world.watch.verdicts
