@@ -129,8 +129,10 @@ class Follower:
         partition = topics.partition_for(sent.run_id.encode(), cluster.partitions[topics.DECISIONS.name])
         low, high = kafka.watermarks(self._source, self._decisions, partition)
         places = [TopicPartition(self._decisions, partition, low if sent.again else high)]
-        for each in range(cluster.partitions[topics.DEADLETTER.name]):
-            places.append(TopicPartition(letters, each, kafka.watermarks(self._source, letters, each)[1]))
+        places += [
+            TopicPartition(letters, each, kafka.watermarks(self._source, letters, each)[1])
+            for each in range(cluster.partitions[topics.DEADLETTER.name])
+        ]
         self._source.assign(places)
 
     def changes(self, timeout_s: float) -> Iterator[Followed]:

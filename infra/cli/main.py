@@ -27,6 +27,13 @@ COMMANDS = (
     Command("down", "infra.cli.cluster", "Stop everything that `up` started; data is kept."),
     Command("status", "infra.cli.cluster", "Show what runs, where it listens and where it logs."),
     Command("worker", "infra.cli.worker", "Run one role's processors in the foreground."),
+    Command("api", "infra.cli.api", "Serve the read API in the foreground."),
+    Command("run", "infra.cli.requests", "Start a run, and follow it."),
+    Command("runs", "infra.cli.runs", "List runs."),
+    Command("show", "infra.cli.runs", "Show a run: its steps, calls and costs, or why a request was refused."),
+    Command("tail", "infra.cli.tail", "Show the events on the topics, decoded, as they come."),
+    Command("deploy", "infra.cli.workflows", "Register workflows."),
+    Command("workflows", "infra.cli.workflows", "List the registered workflows."),
     Command("model", "infra.cli.cluster", "Serve the local model in the foreground."),
     Command(
         "kafka", "infra.cli.kafka_tools", "Run one of Kafka's own console tools against the configured cluster.", passes_on=True

@@ -19,7 +19,7 @@ LOOKS = {
     "running": ("▶", "cyan"),
     "waiting": ("◔", "yellow"),
     "completed": ("✓", "green"),
-    "skipped": ("–", "dim"),
+    "skipped": ("○", "dim"),
     "failed": ("✗", "red"),
     "abandoned": ("✗", "dim"),
     "open": ("▶", "cyan"),

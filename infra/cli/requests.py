@@ -127,15 +127,10 @@ def _tell(result: dict[str, Any], patience: float) -> None:
             where = f"step `{failure['step']}`: " if failure["step"] else ""
             say(f"Failed: {where}{failure['kind']}: {failure['message']}\nMore: foldflow show {run_id}")
         case "refused":
-            say(
-                f"Refused: {result['reason']}: {result['detail']}\nPut that right and send the request again, under a new --request-id if it had one."
-            )
+            say(f"Refused: {result['reason']}: {result['detail']}\nNo run was started: put that right and send it again.")
         case _:
-            state = (
-                "it has no decision yet: are intake and orchestrator running (`foldflow status`)?"
-                if "steps" not in result
-                else "it goes on."
-            )
+            waiting = "it has no decision yet: are intake and orchestrator running (`foldflow status`)?"
+            state = "it goes on." if "steps" in result else waiting
             say(f"Not over after {took(patience * 1000)}; {state} Look at it with: foldflow show {run_id}")
 
 

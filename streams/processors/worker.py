@@ -6,6 +6,7 @@ its result. One that can't be decoded goes to the dead letters. No retries here:
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -25,6 +26,8 @@ Handler = Callable[[Incoming], Awaitable[Outgoing]]
 """Makes one call and returns its result for the inbox; whatever goes wrong with the call is a result too."""
 
 _POLL_S: Final = 0.1
+_COMMIT_EVERY_S: Final = 0.02
+"""How long what is done may stay uncommitted: a crash repeats it. Each commit is a write on the broker, so not at every round."""
 
 
 class Worker:
@@ -41,6 +44,8 @@ class Worker:
         self._change = threading.Condition()
         self._trackers: dict[int, OffsetTracker] = {}
         self._committed: dict[int, tuple[int, str]] = {}
+        self._committed_at = 0.0
+        self._uncommitted = False
         self._failure: BaseException | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -61,7 +66,9 @@ class Worker:
 
     def _round(self) -> None:
         free = self._free()
-        messages = kafka.poll(self.consumer, _POLL_S, free) if free else []
+        # While calls fly, acknowledgements come in, and are worth a commit soon.
+        patience = _COMMIT_EVERY_S if self._flying or self._uncommitted else _POLL_S
+        messages = kafka.poll(self.consumer, patience, free) if free else []
         fresh = [record for message in messages if (record := self._fresh(message))]
         if fresh:
             with self._change:
@@ -124,10 +131,16 @@ class Worker:
         elif tracker is not None:
             with self._change:
                 tracker.done(offset)
+                self._uncommitted = True
 
     def _commit(self, *, wait: bool = False) -> None:
-        """Commit what is done since the last time, at once: what isn't committed is repeated after a crash."""
+        """Commit what is done since the last time, soon: what isn't committed is repeated after a crash."""
+        now = time.monotonic()
+        if not wait and now - self._committed_at < _COMMIT_EVERY_S:
+            return
+        self._committed_at = now
         with self._change:
+            self._uncommitted = False
             state = {partition: (tracker.committable, tracker.metadata()) for partition, tracker in self._trackers.items()}
         new = {partition: done for partition, done in state.items() if self._committed.get(partition) != done}
         if not new:

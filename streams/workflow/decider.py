@@ -25,7 +25,7 @@ from events.failure import Failure, FailureKind
 from events.results import Input, LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
 from streams.workflow.expressions import EvaluationError, Json, Scope, from_json, to_json
 from streams.workflow.spec import Llm, Plan, Step, StepPlan, WorkflowSpec
-from streams.workflow.state import RunState, RunStatus, StepState, StepStatus, apply, started
+from streams.workflow.state import Draft, RunState, RunStatus, StepState, StepStatus
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest output of a step, largest input of a run."""
@@ -60,14 +60,14 @@ class _Advance:
     """One decision in the making: the effects so far, and the state that they lead to."""
 
     def __init__(self, plan: Plan, state: RunState, cause: Input, at: int) -> None:
-        self.plan, self.state, self.cause, self.at = plan, state, cause, at
+        self.plan, self.cause, self.at = plan, cause, at
+        self.state = Draft(state, cause)
         self.found: list[Effect] = []
 
     def effects(self) -> list[Effect]:
         """Take the input, then go on to the fixed point."""
         match self.cause:
             case StartRun():
-                self.state = started(self.state, self.cause)
                 self.go_on(self.plan.roots)
             case LlmCallCompleted() | ToolCallCompleted():
                 self.answered(self.cause)
@@ -82,7 +82,7 @@ class _Advance:
 
     def add(self, effect: Effect) -> None:
         """Record an effect and advance the state by it."""
-        self.state = apply(self.state, effect, self.cause, _NO_HASH, len(self.found))
+        self.state.apply(effect, _NO_HASH, len(self.found))
         self.found.append(effect)
 
     def awaited(self, name: str, identity: str, *statuses: StepStatus) -> StepState | None:

@@ -93,15 +93,13 @@ def builtin() -> dict[str, WorkflowSpec]:
 def parse(content: bytes, file: str) -> WorkflowSpec:
     """Return the definition in a YAML text. Raises DefinitionFileError; `file` is what its problems call the text."""
     document = _Document(file)
-    data = document.read(content)
-    spec = _checked(document, data)
+    spec = _checked(document, document.read(content))
     if spec is None or document.problems:
         raise DefinitionFileError(document.problems)
     return spec
 
 
 # --- YAML to JSON values ---
-
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXT: Final = frozenset({f"{_TAG}str", f"{_TAG}timestamp", f"{_TAG}value"})
 
@@ -218,7 +216,8 @@ def _checked(document: _Document, data: dict[str, Json]) -> WorkflowSpec | None:
             return WorkflowSpec.model_validate(data)
         except ValidationError as error:
             places = {_report(document, data, each) for each in error.errors(include_url=False)}
-        if places & seen or not min([_defuse(data, place) for place in places]):
+        defused = [_defuse(data, place) for place in places]
+        if places & seen or not all(defused):
             return None
         seen |= places
 
@@ -260,8 +259,7 @@ def _nearest(place: Place) -> str:
     own = _keys(model)
     if near := difflib.get_close_matches(str(place[-1]), own, 1):
         return f"; did you mean `{near[0]}`?"
-    below = [f"{key}.{place[-1]}" for key, each in _submodels(model).items() if place[-1] in _keys(each)]
-    if below:
+    if below := [f"{key}.{place[-1]}" for key, each in _submodels(model).items() if place[-1] in _keys(each)]:
         return f"; did you mean `{below[0]}`?"
     return f"; there are {', '.join(f'`{key}`' for key in own)}"
 
@@ -287,15 +285,14 @@ def _defuse(data: dict[str, Json], place: Place) -> bool:
             steps = data["steps"]
             names = list(steps) if isinstance(steps, dict) else [isinstance(each, dict) and each.get("name") for each in steps]
             at = names.index(name) if isinstance(name, str) else name
-            step = steps[name] if isinstance(steps[name], dict) else {}
+            needs = steps[name].get("needs") if isinstance(steps[name], dict) else None
             # Its needs stay: steps after it may name what it needs.
-            kept = [need for need in step["needs"] if need in names[:at]] if isinstance(step.get("needs"), list) else []
+            kept = [need for need in needs if need in names[:at]] if isinstance(needs, list) else []
             steps[name] = {"name": names[at], "needs": kept, "transform": 0}
             return isinstance(names[at], str)
-        case ("name",):
-            data["name"] = "unnamed"
-            return True
         case (str(key), *_) if key != "steps":
-            return data.pop(key, None) is not None
+            data.pop(key, None)
+            data.setdefault("name", "unnamed")
+            return True
         case _:
             return False

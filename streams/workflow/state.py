@@ -17,7 +17,7 @@ decision that nobody accepted finds no step.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, assert_never
 
@@ -125,13 +125,10 @@ class RunEvent:
 def evolve(state: RunState, event: RunEvent) -> RunState:
     """Return the state after an accepted decision."""
     decision = event.decision
-    if state.status is RunStatus.NEW:
-        state = started(state, decision.input)
+    draft = Draft(state, decision.input)
     for index, effect in enumerate(decision.effects):
-        state = apply(state, effect, decision.input, event.hash, index)
-    return replace(
-        state, seq=decision.seq, head=event.hash, last_topic_id=decision.input_topic_id, last_offset=decision.input_offset
-    )
+        draft.apply(effect, event.hash, index)
+    return draft.finish(event)
 
 
 def fold(events: Iterable[RunEvent], state: RunState = INITIAL) -> RunState:
@@ -141,57 +138,80 @@ def fold(events: Iterable[RunEvent], state: RunState = INITIAL) -> RunState:
     return state
 
 
-def apply(state: RunState, effect: Effect, cause: Input | UnreadableInput, decision_hash: bytes, index: int) -> RunState:
-    """Return the state after one effect of a decision on the input `cause`."""
-    match effect:
-        case LlmCallRequested() | ToolCallRequested():
-            before = state.steps.get(effect.step)
-            past = (*before.past, before.awaits) if before else ()
-            call = effect_id(decision_hash, index)
-            return _with(state, effect.step, StepState(StepStatus.RUNNING, effect.attempt, call, effect.deadline, past=past))
-        case RetryScheduled():
-            before = state.steps[effect.step]
-            timer = effect_id(decision_hash, index)
-            waiting = StepState(
-                StepStatus.WAITING, effect.attempt, timer, effect.due, failure=effect.failure, past=(*before.past, before.awaits)
-            )
-            return _with(state, effect.step, waiting)
-        case StepCompleted():
-            output = effect.output
-            if output is None and isinstance(cause, LlmCallCompleted | ToolCallCompleted):
-                output = cause.output
-            return _settled(state, effect.step, StepStatus.COMPLETED, output=output)
-        case StepSkipped():
-            return _settled(state, effect.step, StepStatus.SKIPPED)
-        case StepFailed():
-            return _settled(state, effect.step, StepStatus.FAILED, failure=effect.failure)
-        case RunCompleted():
-            return replace(state, status=RunStatus.COMPLETED, output=effect.output)
-        case RunFailed():
-            return replace(state, status=RunStatus.FAILED, failure=effect.failure)
-        case InputIgnored():
-            return state
-        case _:
-            assert_never(effect)
+class Draft:
+    """A state in the making: the one before a decision, moved on effect by effect. Made for speed: one copy for a decision."""
 
+    __slots__ = ("_before", "_cause", "failure", "input", "output", "settled", "status", "steps")
 
-def started(state: RunState, cause: Input | UnreadableInput) -> RunState:
-    """Return the state of a run that begins with this input."""
-    if isinstance(cause, StartRun):
-        return replace(state, status=RunStatus.OPEN, workflow=cause.workflow, digest=cause.digest, input=cause.input)
-    return state
+    def __init__(self, before: RunState, cause: Input | UnreadableInput) -> None:
+        """Begin with the state before a decision on the input `cause`."""
+        self._before, self._cause = before, cause
+        self.status, self.settled, self.input = before.status, before.settled, before.input
+        self.output, self.failure = before.output, before.failure
+        self.steps = before.steps.mutate()
+        if self.status is RunStatus.NEW and isinstance(cause, StartRun):
+            self.status, self.input = RunStatus.OPEN, cause.input
 
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended."""
+        return self.status in (RunStatus.COMPLETED, RunStatus.FAILED)
 
-def _settled(
-    state: RunState, step: str, status: StepStatus, *, output: str | None = None, failure: Failure | None = None
-) -> RunState:
-    before = state.steps.get(step)
-    if before is None:
-        after = StepState(status, output=output, failure=failure)
-    else:
-        after = StepState(status, before.attempt, before.awaits, 0, output, failure, before.past)
-    return replace(_with(state, step, after), settled=state.settled + 1)
+    def apply(self, effect: Effect, decision_hash: bytes, index: int) -> None:
+        """Move on by effect number `index` of the decision."""
+        match effect:
+            case LlmCallRequested() | ToolCallRequested():
+                before = self.steps.get(effect.step)
+                past = (*before.past, before.awaits) if before else ()
+                call = effect_id(decision_hash, index)
+                self.steps[effect.step] = StepState(StepStatus.RUNNING, effect.attempt, call, effect.deadline, past=past)
+            case RetryScheduled():
+                before = self.steps[effect.step]
+                timer, past = effect_id(decision_hash, index), (*before.past, before.awaits)
+                self.steps[effect.step] = StepState(
+                    StepStatus.WAITING, effect.attempt, timer, effect.due, failure=effect.failure, past=past
+                )
+            case StepCompleted():
+                output = effect.output
+                if output is None and isinstance(self._cause, LlmCallCompleted | ToolCallCompleted):
+                    output = self._cause.output
+                self._settle(effect.step, StepStatus.COMPLETED, output, None)
+            case StepSkipped():
+                self._settle(effect.step, StepStatus.SKIPPED, None, None)
+            case StepFailed():
+                self._settle(effect.step, StepStatus.FAILED, None, effect.failure)
+            case RunCompleted():
+                self.status, self.output = RunStatus.COMPLETED, effect.output
+            case RunFailed():
+                self.status, self.failure = RunStatus.FAILED, effect.failure
+            case InputIgnored():
+                pass
+            case _:
+                assert_never(effect)
 
+    def _settle(self, step: str, status: StepStatus, output: str | None, failure: Failure | None) -> None:
+        before = self.steps.get(step)
+        attempt, awaits, past = (before.attempt, before.awaits, before.past) if before else (0, "", ())
+        self.steps[step] = StepState(status, attempt, awaits, 0, output, failure, past)
+        self.settled += 1
 
-def _with(state: RunState, step: str, after: StepState) -> RunState:
-    return replace(state, steps=state.steps.set(step, after))
+    def finish(self, event: RunEvent) -> RunState:
+        """Return the state after the decision."""
+        before, decision, cause = self._before, event.decision, self._cause
+        workflow, digest = before.workflow, before.digest
+        if before.status is RunStatus.NEW and isinstance(cause, StartRun):
+            workflow, digest = cause.workflow, cause.digest
+        return RunState(
+            self.status,
+            workflow,
+            digest,
+            self.input,
+            self.steps.finish(),
+            self.settled,
+            self.output,
+            self.failure,
+            decision.seq,
+            event.hash,
+            decision.input_topic_id,
+            decision.input_offset,
+        )
