@@ -1,5 +1,6 @@
 """`foldflow api`: the read API in the foreground."""
 
+import signal
 import threading
 from typing import Annotated
 
@@ -44,6 +45,9 @@ def api(
     )
     announcer = threading.Thread(target=_announce, args=(settings, server, projector.caught_up, ended), daemon=True)
     announcer.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Uvicorn stops in order, and then raises the signal once more: being told to stop is no failure.
+        signal.signal(number, lambda _number, _frame: None)
     try:
         server.run()
     finally:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from infra.cli.terminal import fail, pairs, quiet, say, took
+from infra.cli.terminal import console, fail, pairs, quiet, say, took
 from streams.settings import Settings
 
 COMPLETED, FAILED, REFUSED, TIMED_OUT, UNREACHABLE = 0, 1, 2, 3, 4
@@ -78,8 +78,6 @@ def run(
 
 def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
     """Show the run until it ends, and return the exit code."""
-    from rich.console import Console  # noqa: PLC0415
-
     from infra.cli.follow import as_line  # noqa: PLC0415
     from infra.cli.progress import display  # noqa: PLC0415
 
@@ -88,7 +86,7 @@ def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
     if not as_json:
         print(sent.run_id, flush=True)
     try:
-        with display(Console(stderr=True), silent=as_json) as shown:
+        with display(console(stderr=True), silent=as_json) as shown:
             for each in follower.changes(patience):
                 shown.show(each)
             shown.show(followed)

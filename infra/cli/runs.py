@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from infra.cli.terminal import fail, money, say, took
+from infra.cli.terminal import console, fail, money, say, took
 from streams.settings import Settings
 
 NOT_FOUND, UNREACHABLE = 2, 4
@@ -40,10 +40,20 @@ def runs(
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
 
-    table = Table("run", "workflow", "", "steps", "started", "took", "tokens", "cost", "failure", box=None)
+    table = Table(
+        Column("run", no_wrap=True, min_width=36),
+        "workflow",
+        "",
+        "steps",
+        "started",
+        "took",
+        "tokens",
+        "cost",
+        "failure",
+        box=None,
+    )
     for run in answer["runs"]:
         steps = f"{run['steps_settled']}/{run['steps_total'] or '?'}"
         tokens = f"{run['input_tokens'] + run['output_tokens']:,}"
@@ -59,7 +69,7 @@ def runs(
             money(run["cost_usd"]),
         )
         table.add_row(*cells, failure)
-    Console(soft_wrap=True).print(table)
+    console().print(table)
     if not answer["runs"]:
         say("There are no such runs. Start one with: foldflow run WORKFLOW")
     elif answer["next"]:
@@ -108,12 +118,11 @@ def _show_refused(request: dict[str, Any]) -> None:
 
 
 def _show_run(run: dict[str, Any]) -> None:
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     from infra.cli.progress import LOOKS  # noqa: PLC0415
 
-    console = Console(soft_wrap=True, highlight=False)
+    terminal = console()
     facts = Table.grid(padding=(0, 2))
     facts.add_row("run", run["run_id"])
     facts.add_row("workflow", f"{run['workflow']}  (version {run['digest'][:12]})")
@@ -136,7 +145,7 @@ def _show_run(run: dict[str, Any]) -> None:
     facts.add_row("input", _short(run["input"]))
     if run["output"] is not None:
         facts.add_row("output", _short(run["output"]))
-    console.print(facts)
+    terminal.print(facts)
     steps = Table("", "step", "", "attempt", "with", "took", "tokens", "cost", "", box=None)
     for step in run["steps"]:
         sign, style = LOOKS[step["status"]]
@@ -155,7 +164,7 @@ def _show_run(run: dict[str, Any]) -> None:
             cost,
         )
         steps.add_row(*cells, _plain(detail[:200]))
-    console.print(steps)
+    terminal.print(steps)
     retried = [call for call in run["calls_made"] if call["outcome"] != "completed"]
     if retried:
         calls = Table(
@@ -183,7 +192,7 @@ def _show_run(run: dict[str, Any]) -> None:
                 took(call["latency_ms"]),
                 _plain(detail[:200]),
             )
-        console.print(calls)
+        terminal.print(calls)
 
 
 def _ask(path: str, parameters: dict[str, Any] | None = None, *, missing_ok: bool = False) -> dict[str, Any]:

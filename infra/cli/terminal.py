@@ -2,11 +2,16 @@
 
 import sys
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
 
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE: Final = 400
 
 
 def say(text: str) -> None:
@@ -23,6 +28,14 @@ def fail(text: str, code: int) -> NoReturn:
 def quiet(settings: Settings) -> Settings:
     """Return the settings without librdkafka's own lines on the terminal: what matters is said by the command."""
     return settings.model_copy(update={"kafka": {"log_level": "0", **settings.kafka}})
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return where tables go; what isn't a terminal has room for everything, so that pipes see whole ids."""
+    from rich.console import Console  # noqa: PLC0415 - 0.1 s
+
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE, soft_wrap=True)
 
 
 def pairs(texts: list[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli.terminal import fail, quiet, say
+from infra.cli.terminal import console, fail, quiet, say
 from streams.settings import Settings
 
 _CONNECT_S = 10.0
@@ -29,16 +29,15 @@ def deploy(
     Exit codes: 0 registered (or already was), 2 a definition is wrong, 4 Kafka can't be reached.
     """
     from streams import kafka, registry  # noqa: PLC0415
-    from streams.workflow.definition import load  # noqa: PLC0415
-    from streams.workflow.expressions import DefinitionError  # noqa: PLC0415
+    from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
 
     specs = []
     problems = []
     for path in _definitions(files):
         try:
             specs.append(load(path))
-        except (DefinitionError, OSError, ValueError) as error:  # pydantic's errors are ValueErrors
-            problems.append(f"{path}: {error}")
+        except DefinitionFileError as error:
+            problems.append(str(error))
     if problems:
         fail("\n".join([*problems, "Nothing was registered."]), 2)
     settings = quiet(Settings())
@@ -97,10 +96,9 @@ def workflows(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, 
     if not specs:
         say("No workflow is registered yet. Register one with: foldflow deploy FILE")
         return
-    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("name", "version", "steps", "description", box=None)
     for spec in specs:
         table.add_row(spec.name, spec.digest[:12], str(len(spec.steps)), spec.description)
-    Console().print(table)
+    console().print(table)

@@ -159,9 +159,6 @@ def _fits_strict_mode(schema: Json) -> bool:
     return (is_closed or "object" not in schema["type"]) and all(_fits_strict_mode(part) for part in parts)
 
 
-# --- The answer ---
-
-
 def _output(response: Any, schema: str | None) -> tuple[str, str]:
     """Return the answer as canonical JSON, and why the model stopped. Raises _UnusableError."""
     if not getattr(response, "choices", None):

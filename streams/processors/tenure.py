@@ -99,7 +99,7 @@ class Tenure:
     def __post_init__(self) -> None:
         self.position = self.base.position
         self.end = self.base.mark
-        self._chain = Chain(self.base.mark, self.finished)
+        self._chain = Chain(self.finished)
 
     # --- Taking over (rule 6) ---
 
@@ -310,7 +310,7 @@ class Tenure:
         `records`: the partition from `end` up to the own last record. False: the tenure is over, its state is worthless.
         """
         heads = dict(self._before)
-        chain = Chain(self.end, {run: first for run, first in self.finished.items() if run not in self._before}, heads)
+        chain = Chain({run: first for run, first in self.finished.items() if run not in self._before}, heads)
         for offset, value in records:
             try:
                 decision = codec.decode(value, Decision)

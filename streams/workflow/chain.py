@@ -1,9 +1,10 @@
 """The shared filter: which records of a decisions partition count. Every reader goes through it, so every reader sees the same.
 
 A record counts if and only if it extends its run's hash chain as accepted so far. The first in the log wins; whatever else was
-written on top of the same head has lost for ever, and so has what was written on top of a loser. Runs that finished before the
-mark where reading starts are passed over. All of that happens to honest writers. What can't happen to them is a record that
-extends nothing that was ever there: then a byte was changed or a record is missing. That run is set aside, the rest goes on.
+written on top of the same head has lost for ever, and so has what was written on top of a loser. A run that stands in the index
+of finished runs, and whose first decision lies before where reading began, is passed over. All of that happens to honest writers.
+What can't happen to them is a record that extends nothing that was ever there: then a byte was changed or a record is missing.
+That run is set aside, the rest goes on.
 """
 
 from collections.abc import Mapping
@@ -44,12 +45,8 @@ def ends_run(decision: Decision) -> bool:
 
 @dataclass(slots=True)
 class Chain:
-    """The filter's memory of one partition.
+    """The filter's memory of one partition. `finished`: runs known to be over, with the offset of their first decision."""
 
-    `finished`: runs known to be over, with the offset of their first decision; those that began before `mark` are passed over.
-    """
-
-    mark: int = 0
     finished: Mapping[str, int] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     losers: dict[str, set[bytes]] = field(default_factory=dict)
@@ -62,7 +59,7 @@ class Chain:
         head = self.heads.get(run)
         if head is None:
             first = self.finished.get(run)
-            if first is not None and first < self.mark:
+            if first is not None and first < offset:  # its beginning was not read, or is forgotten: it is over
                 return self._ignore(Verdict.FINISHED_BEFORE)
             head = NEW
         if run in self.broken:

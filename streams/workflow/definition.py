@@ -86,8 +86,7 @@ def builtin() -> dict[str, WorkflowSpec]:
     """Return the definitions that come with this distribution, by name."""
     folder = importlib.resources.files("streams.workflows")
     files = sorted((each for each in folder.iterdir() if each.name.endswith(".yaml")), key=lambda each: each.name)
-    specs = [parse(each.read_bytes(), each.name) for each in files]
-    return {spec.name: spec for spec in specs}
+    return {spec.name: spec for spec in [parse(each.read_bytes(), each.name) for each in files]}
 
 
 def parse(content: bytes, file: str) -> WorkflowSpec:
@@ -129,10 +128,8 @@ class _Document:
             reason = ", ".join(part for part in (error.context, error.problem) if part)
             message = "a tab stands here; YAML is indented with spaces" if "'\\t'" in reason else f"not YAML: {reason}"
             self._give_up(mark.line, mark.column, message)
-        except YAMLError as error:
+        except (YAMLError, RecursionError) as error:
             self._give_up(0, 0, f"not YAML: {str(error).splitlines()[0]}")
-        except RecursionError:
-            self._give_up(0, 0, f"it has more than {MAX_DEPTH} levels")
         if node is None:
             self._give_up(0, 0, "the file is empty; a workflow needs `name` and `steps`")
         value = self._value(node, ())
@@ -162,12 +159,18 @@ class _Document:
             case SequenceNode() if node.tag == f"{_TAG}seq":
                 return [self._value(each, (*place, index)) for index, each in enumerate(node.value)]
             case ScalarNode() if node.tag in _TEXT:
-                return node.value
+                return self._text(node)
             case ScalarNode() if str(node.tag).removeprefix(_TAG) in {"int", "float", "bool", "null"}:
                 return self._scalar(node, place)
             case _:
                 self.report(place, f"the tag `{node.tag}` is not allowed")
                 return None
+
+    def _text(self, node: Node) -> str:
+        text = node.value if isinstance(node, ScalarNode) else "?"
+        if text != text.encode("utf-8", "replace").decode():
+            self._give_up(node.start_mark.line, node.start_mark.column, "a text with half of a surrogate pair is none")
+        return text
 
     def _scalar(self, node: ScalarNode, place: Place) -> Json:
         try:
@@ -183,7 +186,7 @@ class _Document:
     def _mapping(self, node: MappingNode, place: Place) -> dict[str, Json]:
         value: dict[str, Json] = {}
         for key, each in node.value:
-            name = key.value if isinstance(key, ScalarNode) else "?"
+            name = self._text(key)
             first = self._marks.get((*place, name), (0, 0))
             self._marks[*place, name] = key.start_mark.line, key.start_mark.column
             if not isinstance(key, ScalarNode):
@@ -201,21 +204,19 @@ def _spelled(place: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
-# --- JSON values to a definition ---
-
-
 def _checked(document: _Document, data: dict[str, Json]) -> WorkflowSpec | None:
-    """Return the definition, or None and all problems.
+    """Return the definition, or None when it is wrong.
 
-    A definition is judged as a whole, and the first wrong step ends that. So what was found wrong is replaced by something
-    harmless and the rest is judged again, until nothing new is found.
+    The first wrong step ends its judgement. So what was found wrong is made harmless and the rest is judged again.
     """
     seen: set[Place] = set()
     while True:
         try:
             return WorkflowSpec.model_validate(data)
         except ValidationError as error:
-            places = {_report(document, data, each) for each in error.errors(include_url=False)}
+            # When no step is right, pydantic also says that there are too few.
+            errors = [each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]]
+            places = {_report(document, data, each) for each in errors}
         defused = [_defuse(data, place) for place in places]
         if places & seen or not all(defused):
             return None
@@ -228,8 +229,7 @@ _NAMED: Final = re.compile(r"(steps\.\w+(?:\.\w+)*|input|output): (.*)", re.DOTA
 def _report(document: _Document, data: dict[str, Json], error: ErrorDetails) -> Place:
     """Record a problem that pydantic found and return its place."""
     place: Place = error["loc"]
-    steps = data.get("steps")
-    if len(place) > 1 and isinstance(place[1], int) and isinstance(steps, dict):
+    if isinstance(steps := data.get("steps"), dict) and len(place) > 1 and isinstance(place[1], int):
         place = ("steps", list(steps)[place[1]], *place[2:])
     reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     if not place and (named := _NAMED.fullmatch(reason)):

@@ -1,12 +1,14 @@
 """What a workflow definition may compute: CEL expressions, values with expressions in them, and Jinja2 templates.
 
 All three are pure and see two variables: `input` and `steps`. CEL's runtime keeps maps in random order, so two things are done
-about it here: what an expression returns is always written as canonical JSON, and `.map(…)` and `.filter(…)` go over a map's keys
-in sorted order.
+about it here: what an expression returns is always written as canonical JSON, and macros (`.map(…)`, `.exists(…)` and the like)
+go over a map's keys in sorted order. Templates see data only, no Python methods.
 """
 
 import difflib
+import functools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +17,15 @@ from typing import Any, Final
 import cel
 import jinja2
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 Json = Any
 Scope = Mapping[str, Json]
 VARIABLES: Final = ("input", "steps")
+MAX_EXPRESSION_CHARS: Final = 4096
+MAX_DEPTH: Final = 200
+"""How deep JSON may be nested: a fixed bound, since Python's own depends on how deep the caller stands."""
 
 
 class DefinitionError(ValueError):
@@ -49,6 +55,8 @@ def to_json(value: Json) -> str:
 
 def from_json(text: str) -> Json:
     """Return the value of a JSON text. Raises EvaluationError."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise EvaluationError(f"not JSON that can be read: it is nested more than {MAX_DEPTH} deep")
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -59,27 +67,51 @@ def _refuse_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets are nested outside strings."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        if bracket in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in "]}":
+            depth -= 1
+    return deepest
+
+
+_BRACKETS: Final = re.compile(r'"(?:\\.|[^"\\])*"|[][{}]', re.DOTALL)
 # Made once: json.loads and json.dumps make new ones at each call that sets an option.
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 _READABLE: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 _ASCII: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def _clean(error: Exception) -> str:
     """Return an error's text, short and fit for UTF-8."""
-    return str(error).encode("utf-8", "replace").decode()[:500]
+    return _clean_text(str(error))[:500]
+
+
+def _clean_text(text: str) -> str:
+    """Return a text without lone surrogates, which have no UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 # --- CEL ---
 
 _TOKEN: Final = re.compile(
     r"""(?P<string>[rRbB]{0,2}(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'))
-    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>[0-9][0-9A-Za-z_]*(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?)?)|(?P<space>\s+)|(?P<mark>.)""",
+    |(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>[0-9][0-9A-Za-z_]*(?:\.[0-9]+(?:[eE][+-]?[0-9]+)?)?)|(?P<space>\s+|//[^\n]*)|(?P<mark>.)""",
     re.DOTALL | re.VERBOSE,
 )
 _OPEN: Final = {")": "(", "]": "[", "}": "{"}
 _MACROS: Final = frozenset({"map", "filter", "all", "exists", "exists_one"})
-_ORDERED: Final = frozenset({"map", "filter"})
 
 
 def _tokens(source: str) -> list[tuple[str, str]]:
@@ -117,14 +149,14 @@ def _receiver_start(tokens: list[tuple[str, str]], code: list[int], dot: int) ->
 
 
 def _in_order(source: str) -> str:
-    """Return the expression with what `.map(` and `.filter(` go over wrapped in `ordered(…)`."""
+    """Return the expression with what its macros go over wrapped in `ordered(…)`."""
     tokens = _tokens(source)
     code = _code(tokens)
     opening: dict[int, int] = {}
     closing: dict[int, int] = {}
     for place in range(1, len(code) - 1):
         word = tokens[code[place]][1]
-        if word in _ORDERED and tokens[code[place - 1]][1] == "." and tokens[code[place + 1]][1] == "(":
+        if word in _MACROS and tokens[code[place - 1]][1] == "." and tokens[code[place + 1]][1] == "(":
             start = code[_receiver_start(tokens, code, place - 1)]
             opening[start] = opening.get(start, 0) + 1
             closing[code[place - 1]] = closing.get(code[place - 1], 0) + 1
@@ -175,12 +207,17 @@ class Expression:
 
     def __init__(self, source: str) -> None:
         self.source = source
+        if len(source) > MAX_EXPRESSION_CHARS:  # the parser recurses: what is enormous would end the process
+            raise DefinitionError(f"an expression has {len(source):,} characters; the limit is {MAX_EXPRESSION_CHARS:,}")
+        if _clean_text(source) != source:
+            raise DefinitionError(f"`{_clean_text(source)}` is no CEL expression: it is not valid Unicode")
         ordered = _in_order(source)
         self._uses_order = ordered != source
         try:
             self._program = cel.compile(ordered)
         except ValueError as error:
-            reason = str(error).removeprefix(f"Failed to parse expression '{ordered}': ")
+            # Behind the first line the library draws the expression with an arrow below.
+            reason = str(error).removeprefix(f"Failed to parse expression '{ordered}': ").splitlines()[0]
             raise DefinitionError(f"`{source}` is no CEL expression: {reason}") from error
         self.steps = frozenset(_steps_named(source))
         for name in sorted(set(self._program.variables()) - set(VARIABLES) - _bound_names(source)):
@@ -265,13 +302,49 @@ def _filled(value: Json, scope: Scope) -> Json:
 # --- Templates ---
 
 
-def _sandbox() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False)
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Shows data, and nothing of Python: no methods (`input.items` is a key), no generators, nothing with an address."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return a map's item, a loop's variable, or a group's field."""
+        if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
+            return super().getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return an item of a map, a list or a text."""
+        try:
+            return obj[argument]
+        except (LookupError, TypeError, AttributeError):
+            return self.undefined(obj=obj, name=str(argument))
+
+
+def _listed(function: Any) -> Any:
+    """Return a filter that gives a list where it gave a generator."""
+
+    @functools.wraps(function)
+    def listed(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        return list(result) if isinstance(result, Iterator) else result
+
+    return listed
+
+
+def _shown(value: Any) -> Any:
+    """Refuse to print what is no data."""
+    if value is None or isinstance(value, str | int | float | list | dict | tuple | jinja2.Undefined):
+        return value
+    raise EvaluationError(f"template: a {type(value).__name__} can't be printed")
+
+
+def _sandbox() -> _Sandbox:
+    environment = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_shown)
     for chance in ("random", "pprint"):
         environment.filters.pop(chance)
+    environment.filters |= {name: _listed(function) for name, function in environment.filters.items()}
     environment.filters["tojson"] = to_json
     environment.globals.clear()
-    environment.globals["range"] = range
+    environment.globals["range"] = safe_range
     return environment
 
 

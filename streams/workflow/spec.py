@@ -8,22 +8,29 @@ never change. The order of steps counts: it is the order in which steps that are
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 import jsonschema
+import referencing
+import referencing.exceptions
+import referencing.jsonschema
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from streams.workflow.expressions import DefinitionError, Expression, Json, Template, Value, from_json, to_json
 
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_LONGEST_MS: Final = 3650 * 86_400_000
+"""Ten years: what is added to a time stays a time."""
 NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 
 
 def milliseconds(value: Any) -> Any:
     """Return a duration such as `500ms`, `60s`, `1.5m`, `2h` or `3d` in milliseconds; whole milliseconds pass."""
+    if isinstance(value, bool):
+        raise ValueError("a duration is written 500ms, 60s, 5m, 2h or 3d")  # noqa: TRY004 - pydantic reports ValueErrors
     if isinstance(value, str):
         match = _DURATION.fullmatch(value.strip())
         if not match:
@@ -32,7 +39,9 @@ def milliseconds(value: Any) -> Any:
     return value
 
 
-Duration = Annotated[int, BeforeValidator(milliseconds), Field(gt=0), PlainSerializer(lambda ms: f"{ms}ms", return_type=str)]
+Duration = Annotated[
+    int, BeforeValidator(milliseconds), Field(gt=0, le=_LONGEST_MS), PlainSerializer(lambda ms: f"{ms}ms", return_type=str)
+]
 
 
 class _Part(BaseModel):
@@ -111,16 +120,16 @@ class WorkflowSpec(_Part):
     @classmethod
     def _steps_by_name(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(steps := data.get("steps"), Mapping):
+            for name, body in steps.items():
+                if isinstance(body, Mapping) and body.get("name", name) != name:
+                    raise ValueError(f"steps.{name}: a step's name is its key, but this one is named `{body['name']}` inside")
             named = [{"name": name, **body} if isinstance(body, Mapping) else body for name, body in steps.items()]
             return {**data, "steps": named}
         return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        try:
-            jsonschema.Draft202012Validator.check_schema(self.input)
-        except jsonschema.SchemaError as error:
-            raise ValueError(f"input: no JSON Schema: {error.message}") from error
+        check_schema(self.input, "input")
         _ = self.plan
         return self
 
@@ -141,7 +150,7 @@ class WorkflowSpec(_Part):
 
     @cached_property
     def _input_validator(self) -> jsonschema.Draft202012Validator:
-        return jsonschema.Draft202012Validator(self.input)
+        return validator(self.input)
 
     def check_input(self, text: str) -> tuple[str, list[str]]:
         """Return a run's input as canonical JSON with defaults filled in, and what is wrong with it.
@@ -159,6 +168,39 @@ class WorkflowSpec(_Part):
         errors = sorted(self._input_validator.iter_errors(value), key=lambda error: list(map(str, error.absolute_path)))
         problems = [f"{'.'.join(['input', *map(str, error.absolute_path)])}: {error.message[:300]}" for error in errors]
         return to_json(value), problems
+
+
+def validator(schema: dict[str, Any]) -> jsonschema.Draft202012Validator:
+    """Return a validator that never fetches what a schema refers to."""
+    return jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+
+
+def check_schema(schema: dict[str, Any], where: str) -> None:
+    """Refuse what is no JSON Schema or refers to something outside itself. Raises DefinitionError."""
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise DefinitionError(f"{where}: no JSON Schema: {error.message}") from error
+    resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
+    resolver = referencing.Registry().with_resource("", resource).resolver()
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except referencing.exceptions.Unresolvable as error:
+            raise DefinitionError(f"{where}: `$ref: {reference}` is not in this schema") from error
+
+
+def _references(schema: Json) -> Iterator[str]:
+    """Yield every reference in a schema."""
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key in ("$ref", "$dynamicRef") and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)
 
 
 def digest(canonical: str) -> str:
@@ -199,12 +241,10 @@ class Plan:
                 raise DefinitionError(f"steps.{step.name}: there are two steps of this name")
             try:
                 plan = StepPlan(index, step)
-                if step.llm and step.llm.answer is not None:
-                    jsonschema.Draft202012Validator.check_schema(step.llm.answer)
             except DefinitionError as error:
                 raise DefinitionError(f"steps.{step.name}: {error}") from error
-            except jsonschema.SchemaError as error:
-                raise DefinitionError(f"steps.{step.name}.llm.schema: no JSON Schema: {error.message}") from error
+            if step.llm and step.llm.answer is not None:
+                check_schema(step.llm.answer, f"steps.{step.name}.llm.schema")
             for need in step.needs:
                 if need not in self.steps:
                     raise DefinitionError(f"steps.{step.name}.needs: {self._missing(need, spec)}")

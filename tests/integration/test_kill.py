@@ -204,7 +204,9 @@ def test_every_run_finishes_though_each_process_is_killed(settings: Settings, pr
     runs = {run_id(f"kill-{i}") for i in range(200)}
     kafka.send(settings, requests(200, asking=20))
     for role, some in (("orchestrator", 20), ("tool", 60), ("llm", 90), ("intake", 100), ("orchestrator", 140)):
-        until(lambda some=some: ledger.has_ended(set()) or len(ledger.ended) >= some, 120, lambda: processes.logs(("orchestrator",)))
+        until(
+            lambda some=some: ledger.has_ended(set()) or len(ledger.ended) >= some, 120, lambda: processes.logs(("orchestrator",))
+        )
         processes.kill(role)
         processes.start(role)
     until(lambda: ledger.has_ended(runs), 180, lambda: processes.logs(("orchestrator", "tool", "llm", "intake")))

@@ -2,7 +2,8 @@
 
 `World` is what brokers hold: inbox, decisions, finished index, queues, the committed position and mark. `Owner` is one process:
 what it has produced is in flight until it is delivered (decisions in their order, everything else in any). Nothing here happens
-by itself: `moves` lists what may happen next, and a schedule picks. `Watch` sees every record land and says what must never happen.
+by itself: `moves` lists what may happen next, and a schedule picks. `Watch` sees every record land and says what must never
+happen.
 """
 
 from collections import deque

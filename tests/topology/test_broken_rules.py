@@ -126,7 +126,7 @@ class Chainless(Tenure):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._chain = NoChain(self.base.mark, self.finished)
+        self._chain = NoChain(self.finished)
 
 
 def by_place(decision: Decision, _: bytes = b"") -> bytes:

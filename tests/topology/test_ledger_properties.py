@@ -1,15 +1,18 @@
 """The ledger protocol under any interleaving that Kafka allows: `memory.Watch` says what must hold, `moves` what may happen."""
 
+import os
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, note
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from memory import Setup, World, follow, play
 from scenarios import HISTORIES, ONE, ONLY, START, TWO
 
 from streams.workflow.chain import Verdict
 
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+MANY = settings(max_examples=20_000 if THOROUGH else 700, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 CHOICE = st.integers(0, (1 << 16) - 1)
 SCHEDULES = st.lists(CHOICE, min_size=1, max_size=40) | st.lists(CHOICE, min_size=50, max_size=150)
 
@@ -23,18 +26,21 @@ def played(setup: Setup, choices: list[int]) -> World:
         note("\n".join(trace))
 
 
+@MANY
 @given(SCHEDULES)
 def test_one_version(choices: list[int]) -> None:
     """Duplicates, two owners, ended tenures, late and lost records, resets: the same legal history for every reader."""
     played(ONE, choices)
 
 
+@MANY
 @given(SCHEDULES)
 def test_two_versions(choices: list[int]) -> None:
     """The same when the owners' code versions decide differently: every accepted decision is its writer's, none is mixed."""
     played(TWO, choices)
 
 
+@MANY
 @given(SCHEDULES)
 def test_three_owners(choices: list[int]) -> None:
     """The same with three processes that all believe they own the partition."""

@@ -105,7 +105,7 @@ def _without_spikes(series: list[CleanRow], notes: list[str]) -> list[CleanRow]:
 
 
 def _flag_outliers(series: list[CleanRow], notes: list[str]) -> int:
-    changes = [(day, math.log(price / previous)) for (_, _, previous), (_, day, price) in pairwise(series)]
+    changes = [(day, math.log(price) - math.log(previous)) for (_, _, previous), (_, day, price) in pairwise(series)]
     if len(changes) < _ENOUGH:
         return 0
     middle = median(change for _, change in changes)

@@ -243,7 +243,7 @@ def test_a_fence_around_the_json_is_taken_off(provider: Provider) -> None:
     [
         (ok("I think it is 3."), "the answer is not JSON"),
         (ok('{"n": NaN}'), "NaN is not JSON"),
-        (ok('{"n": 1, "z": 1e999}'), "not a JSON value"),
+        (ok('{"n": 1, "z": 1e999}'), "not JSON"),
         (ok('{"n": 12}'), "answer.n: 12 is greater than the maximum of 9"),
         (ok("{}"), "'n' is a required property"),
         (ok("[" * 200_000), "not JSON"),

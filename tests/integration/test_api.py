@@ -1,0 +1,226 @@
+"""The read API over HTTP, on real Kafka, with histories that the real core decided."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create
+from events import codec, ids, topics
+from events.decisions import DeadLetter
+from events.ids import chain_hash
+from streams import kafka
+from streams.envelope import Outgoing, envelope
+from streams.registry import publish
+from streams.settings import Settings
+from streams.workflow.state import RunStatus
+
+_SPEC = importlib.util.spec_from_file_location("projection_histories", Path(__file__).parents[1] / "projections" / "histories.py")
+assert _SPEC
+assert _SPEC.loader
+histories: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules["projection_histories"] = histories
+_SPEC.loader.exec_module(histories)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Wait until a condition holds, and return what it said."""
+    deadline = time.monotonic() + seconds
+    while not (said := condition()):
+        assert time.monotonic() < deadline, "did not come about in time"
+        time.sleep(0.02)
+    return said
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[httpx.Client]:
+    """Serve the API in a thread, until its views hold all that is in Kafka."""
+    app = create(settings)
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.api_port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started and (app.state.projector.caught_up.is_set() or app.state.projector.failure))
+        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}", trust_env=False) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def write(settings: Settings, log: Any, start: int = 0) -> None:
+    """Write a log's records, from number `start` on, to the topic `decisions`."""
+    records = log.records()[start:]
+    kafka.send(settings, [Outgoing(topics.DECISIONS, b"", each.value, [], each.partition) for each in records])
+
+
+@pytest.fixture
+def own(settings: Settings) -> Settings:
+    """Return this test's settings, with topics made and a workflow registered."""
+    made = settings.model_copy(update={"partitions": histories.PARTITIONS})
+    kafka.connect(made)
+    publish(made, [histories.SPEC])
+    return made
+
+
+def test_runs_steps_calls_and_decisions_are_those_of_the_log(own: Settings) -> None:
+    """What the API says of each run is what its decisions in Kafka say; lists and details agree."""
+    log = histories.logs(21, 12, 0.3)
+    write(own, log)
+    with served(own) as client:
+        page = client.get("/runs", params={"limit": 1000})
+        assert page.headers["Foldflow-Lag"] == "0"
+        ends = {f"{number}:{len(records)}" for number, records in enumerate(log.partitions) if records}
+        assert set(page.headers["Foldflow-Positions"].split(",")) == ends
+        listed = {run["run_id"]: run for run in page.json()["runs"]}
+        assert listed.keys() == log.states.keys()
+        for run_id, state in log.states.items():
+            run = client.get(f"/runs/{run_id[:13]}").json()
+            assert run["status"] == {RunStatus.COMPLETED: "completed", RunStatus.FAILED: "failed"}.get(state.status, "open")
+            assert {key: run[key] for key in listed[run_id]} == listed[run_id]
+            assert (run["seq"], run["head"], run["steps_total"]) == (state.seq, state.head.hex(), 5)
+            assert run["request_id"]
+            assert client.get(f"/requests/{run['request_id']}").json()["run"] == listed[run_id]
+            assert {step["step"] for step in run["steps"]} == {"ask", "look", "odd", "both", "end"}
+            assert sum(call["cost_usd"] or 0 for call in run["calls_made"]) == run["cost_usd"]
+            decided = client.get(f"/runs/{run_id}/decisions").json()["decisions"]
+            assert [each["hash"] for each in decided] == [e.hash.hex() for e in log.accepted if e.decision.run_id == run_id]
+        last = log.accepted[-1]
+        full = client.get(f"/runs/{last.decision.run_id}/decisions/{last.decision.seq}").json()
+        assert full["record"]["prev"] == last.decision.prev.hex()
+        assert full["hash"] == chain_hash(codec.body(last.decision)).hex()
+        health = client.get("/health").json()
+        assert {each["run_id"] for each in health["breaks"]} == log.broken
+        assert health["status"] == ("degraded" if log.broken else "ok")
+
+
+def test_filters_and_pages(own: Settings) -> None:
+    """Pages by cursor hold each run once; filters leave out what doesn't fit."""
+    write(own, histories.logs(22, 9, 0.0))
+    with served(own) as client:
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = client.get("/runs", params={"limit": 4} | ({"cursor": cursor} if cursor else {})).json()
+            seen += [run["run_id"] for run in page["runs"]]
+            if (cursor := page["next"]) is None:
+                break
+        assert len(seen) == len(set(seen)) == 9
+        assert len(client.get("/runs", params={"label": "team=a"}).json()["runs"]) == 5
+        assert client.get("/runs", params={"label": ["team=a", "team=b"]}).json()["runs"] == []
+        assert client.get("/runs", params={"workflow": "other"}).json()["runs"] == []
+        assert len(client.get("/runs", params={"request_id": "request 3"}).json()["runs"]) == 1
+        assert client.get("/runs", params={"status": "failed"}).json()["runs"] == []
+
+
+def test_problems_say_what_to_do(own: Settings) -> None:
+    """Each problem is `application/problem+json`, with its status and a hint."""
+    write(own, histories.logs(23, 40, 0.0))
+    with served(own) as client:
+        for path, status, kind in (
+            ("/runs/nothing", 404, "unknown-run"),
+            ("/requests/nothing", 404, "unknown-request"),
+            ("/deadletters/t/0/0", 404, "unknown-deadletter"),
+            ("/runs?cursor=x", 400, "invalid-cursor"),
+            ("/runs?label=x", 400, "invalid-label"),
+            ("/runs?limit=0", 422, "invalid-request"),
+        ):
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["type"]) == (status, f"urn:foldflow:{kind}"), path
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["hint"]
+        firsts = [run["run_id"][0] for run in client.get("/runs").json()["runs"]]
+        twice = next(digit for digit in firsts if firsts.count(digit) > 1)
+        ambiguous = client.get(f"/runs/{twice}")
+        assert (ambiguous.status_code, len(ambiguous.json()["runs"]) > 1) == (409, True)
+        run_id = client.get("/runs").json()["runs"][0]["run_id"]
+        assert client.get(f"/runs/{run_id}/decisions/999").status_code == 404
+        refused = client.post("/runs")
+        assert (refused.status_code, "foldflow run" in refused.json()["hint"]) == (405, True)
+
+
+def test_refused_requests_and_dead_letters(own: Settings) -> None:
+    """A refused request is found by its id, with the reason; its bytes by where it was."""
+    letter = DeadLetter(
+        "requests", 2, 5, 1_700_000_000_000, "invalid_input", "no", "r/1 x", ids.run_id("r/1 x"), b"k", b"\xff\x00"
+    )
+    kafka.send(own, [envelope(topics.DEADLETTER, "requests/2/5", letter, source="test", identity="x")] * 2)
+    with served(own) as client:
+        answer = client.get("/requests/r/1%20x").json()
+        assert (answer["status"], answer["run"], answer["deadletters"][0]["reason"]) == ("refused", None, "invalid_input")
+        assert len(client.get("/deadletters").json()["deadletters"]) == 1
+        assert client.get("/deadletters", params={"reason": "other"}).json()["deadletters"] == []
+        whole = client.get("/deadletters/requests/2/5").json()
+        assert (whole["key"], whole["value"], whole["size"]) == ("k", "0xff00", 2)
+
+
+def test_it_goes_on_where_it_was_after_a_restart(own: Settings) -> None:
+    """What was read isn't read again, what came meanwhile is, and a finished run stays as it was."""
+    log = histories.logs(24, 6, 0.2)
+    half = len(log.records()) // 2
+    first = log.records()[:half]
+    kafka.send(own, [Outgoing(topics.DECISIONS, b"", each.value, [], each.partition) for each in first])
+    with served(own) as client:
+        assert client.get("/runs").json()["runs"]
+        write(own, log, half)  # while it runs
+        until(lambda: sum(each["position"] for each in client.get("/health").json()["partitions"]) == len(log.records()) + 1)
+    again = log.accepted[0].decision
+    value = codec.encode(again)
+    partition = topics.partition_for(again.run_id.encode(), histories.PARTITIONS)
+    kafka.send(own, [Outgoing(topics.DECISIONS, b"", value, [], partition)])
+    with served(own) as client:
+        runs = {run["run_id"]: run["seq"] for run in client.get("/runs").json()["runs"]}
+        assert runs == {run_id: state.seq for run_id, state in log.states.items()}
+        verdicts = [each["verdict"] for each in client.get("/health").json()["ignored"]]
+        assert "overtaken" in verdicts
+
+
+def test_the_process_says_when_it_is_ready_and_stops_on_sigterm(own: Settings, tmp_path: Path) -> None:
+    """`foldflow api` creates the ready file once it answers with everything that was there, and ends with 0."""
+    log = histories.logs(25, 8, 0.0)
+    write(own, log)
+    ready = tmp_path / "ready"
+    environment = {
+        **os.environ,
+        "FOLDFLOW_BOOTSTRAP_SERVERS": own.bootstrap_servers,
+        "FOLDFLOW_TOPIC_PREFIX": own.topic_prefix,
+        "FOLDFLOW_DATA_DIR": str(own.data_dir),
+        "FOLDFLOW_API_PORT": str(own.api_port),
+        "FOLDFLOW_READY_FILE": str(ready),
+    }
+    with subprocess.Popen([sys.executable, "-m", "infra.cli.main", "api"], env=environment) as process:
+        until(lambda: ready.exists() or process.poll() is not None)
+        answer = httpx.get(f"http://127.0.0.1:{own.api_port}/runs", trust_env=False)
+        assert len(answer.json()["runs"]) == 8
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_without_kafka_it_says_so(tmp_path: Path, settings: Settings) -> None:
+    """While Kafka has not answered, questions get 503 with what to check, and health says which Kafka."""
+    alone = settings.model_copy(update={"bootstrap_servers": "127.0.0.1:9", "data_dir": tmp_path})
+    app = create(alone)
+    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", alone.api_port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{alone.api_port}", trust_env=False)
+    answer = client.get("/runs")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:foldflow:not-ready")
+    health = client.get("/health")
+    assert (health.status_code, health.json()["kafka_reachable"], health.json()["kafka"]) == (503, False, "127.0.0.1:9")
+    client.close()
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
