@@ -89,6 +89,7 @@ class Tenure:
     _indexed: set[str] = field(default_factory=set)
     _unindexed: list[str] = field(default_factory=list)
     _order: deque[tuple[int, str]] = field(default_factory=deque)
+    _ended_ahead: dict[str, int] = field(default_factory=dict)
     _timers: list[tuple[int, str, str, str]] = field(default_factory=list)
     _timers_bound: int = 1024
     # Since the last settlement:
@@ -126,9 +127,12 @@ class Tenure:
         run = self.runs.get(decision.run_id)
         if run is None:
             run = self.runs[decision.run_id] = Run(INITIAL, None, offset)
+            self._order.append((offset, decision.run_id))
         run.state = evolve(run.state, event)
         if run.state.over:
             assert run.first is not None
+            if decision.input_offset in self._decided:
+                self._ended_ahead[decision.run_id] = decision.input_offset
             del self.runs[decision.run_id]
             self.finished[decision.run_id] = run.first
             if decision.run_id not in self._indexed:
@@ -144,8 +148,6 @@ class Tenure:
             self.runs.pop(run_id, None)
         self._chain = Chain()
         for run_id, run in self.runs.items():
-            assert run.first is not None
-            self._order.append((run.first, run_id))
             for name, step in run.state.steps.items():
                 if step.status in UNSETTLED:
                     self._set_timer(run_id, name, step)
@@ -170,7 +172,7 @@ class Tenure:
         cause, problem = _readable(record, run_id)
         if run is None:
             problem = problem or self._start_problem(run_id, cause)
-            if problem or not isinstance(cause, StartRun):
+            if problem or run_id in self.finished or not isinstance(cause, StartRun):
                 self.position = record.offset + 1
                 return [self._dead_letter(record, run_id, *problem)] if problem else []
             run = Run(INITIAL, self._spec(cause.digest, give_up=give_up), None)
@@ -363,12 +365,16 @@ class Tenure:
     def commit(self) -> Commit:
         """Return what may be committed now: everything taken is settled and indexed."""
         assert not self._own
-        while self._order and self._order[0][1] not in self.runs:
-            self._order.popleft()
+        while self._order and not self._holds_the_mark(self._order[0][1]):
+            self._ended_ahead.pop(self._order.popleft()[1], None)
         for offset in [offset for offset in self._decided if offset < self.position]:
             del self._decided[offset]
         self.base = Commit(self.position, min(self._order[0][0], self.end) if self._order else self.end)
         return self.base
+
+    def _holds_the_mark(self, run_id: str) -> bool:
+        """Whether a run is open, or was finished by an input still to come, whose decision is needed to emit again."""
+        return run_id in self.runs or self._ended_ahead.get(run_id, -1) >= self.position
 
 
 def _call(topic: topics.Topic, call: LlmCall | ToolCall, at: int) -> Outgoing:

@@ -136,7 +136,7 @@ class Watch:
 
     def read_from(self, world: "World", mark: int) -> Chain:
         """Return a reader that started at a mark, knowing the index as it is now."""
-        reader = self.chain(mark, world.index())
+        reader = self.chain(world.index())
         for offset in range(mark, len(world.decisions)):
             decision = codec.decode(world.decisions[offset], Decision)
             verdict = reader.judge(offset, decision, chain_hash(codec.unframed(world.decisions[offset])))

@@ -110,7 +110,7 @@ class NoChain(Chain):
         run = decision.run_id
         head = self.heads.get(run)
         first = self.finished.get(run)
-        if head is None and first is not None and first < self.mark:
+        if head is None and first is not None and first < offset:
             return self._ignore(Verdict.FINISHED_BEFORE)
         seen = self.losers.setdefault(run, set())
         key = decision.input_offset.to_bytes(8)
@@ -163,12 +163,21 @@ class WeakCallIds(Tenure):
         return super()._follow(RunEvent(event.decision, by_place(event.decision)), record)
 
 
-class EntryCountsAlways(Tenure):
+class HidesAlways(Chain):
     """Rule 8: an entry of the index hides its run, wherever reading starts."""
+
+    def judge(self, offset: int, decision: Decision, decision_hash: bytes) -> Verdict:
+        if decision.run_id in self.finished and decision.run_id not in self.heads:
+            return self._ignore(Verdict.FINISHED_BEFORE)
+        return super().judge(offset, decision, decision_hash)
+
+
+class EntryCountsAlways(Tenure):
+    """Rule 8, for the owner."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._chain = Chain(1 << 60, self.finished)
+        self._chain = HidesAlways(self.finished)
 
 
 class EntryOfTheEnd(Tenure):
