@@ -55,6 +55,8 @@ def client(settings: Settings, **properties: Any) -> dict[str, Any]:
         "client.id": "foldflow",
         # Its own log repeats each failed connection many times a second; what matters comes back as errors.
         "log_level": 2,
+        # Small requests that wait for each other's acknowledgement would wait for nothing.
+        "socket.nagle.disable": True,
         # A broker that restarts is back within seconds: look again soon.
         "reconnect.backoff.max.ms": 1000,
         **settings.kafka,

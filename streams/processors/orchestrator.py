@@ -67,7 +67,8 @@ class Orchestrator:
         self.specs = SpecRegistry(self.settings)
         self.specs.refresh()
         self.log_reader = kafka.reader(self.settings)
-        self.producer = kafka.producer(self.settings)
+        # As the topic `decisions` has it: another codec would make the broker compress every decision anew.
+        self.producer = kafka.producer(self.settings, **{"compression.type": topics.DECISIONS.compression})
         self.consumer = kafka.consumer(self.settings, self.group)
         self.consumer.subscribe([self.inbox], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
@@ -124,7 +125,7 @@ class Orchestrator:
                 self.consumer.seek(here)
                 return False
         holding.waits_since = None
-        for each in outgoing:
+        for each in reversed(outgoing):  # calls first: somebody waits for them, and the broker takes one request after the other
             acks = holding.decisions if each.topic is topics.DECISIONS else holding.others
             kafka.produce(self.producer, self.settings, each, acks)
         return True

@@ -95,7 +95,7 @@ class Client:
             decision = codec.decode(message.value(), Decision)
             last = decision.effects[-1]
             if isinstance(last, RunFailed):
-                raise RuntimeError(f"run {decision.run_id} failed: {last.failure}")
+                raise RuntimeError(f"run {decision.run_id} failed: {last.failure}")  # noqa: TRY004 - of the run, not of a type
             if isinstance(last, RunCompleted) and decision.run_id in self.open:
                 self.took.append(time.perf_counter() - self.open.pop(decision.run_id))
                 ended += 1

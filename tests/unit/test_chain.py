@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+
 from events import codec
 from events.decisions import Decision, Effect, InputIgnored, RunCompleted
 from events.ids import FIRST_PREV, chain_hash

@@ -5,13 +5,14 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from events import catalog, codec
 from events.commands import StartRun, WorkflowRequest
 from events.decisions import Decision, FinishedRun
 from events.errors import NotDecodableError
 from events.results import InboxMessage, TimerFired
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 INT = st.integers(-(2**31), 2**31 - 1)

@@ -5,6 +5,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from streams.workflow.expressions import DefinitionError, EvaluationError, Expression, Template, Value, from_json, to_json
 
 JSON = st.recursive(

@@ -1,5 +1,6 @@
 import pytest
 from confluent_kafka import Producer
+
 from events import ids, topics
 from events.topics import partition_for
 

@@ -29,7 +29,7 @@ def test_the_committable_offset_never_passes_an_open_call(taken: set[int], done:
 
 
 def test_what_is_passed_over_counts_as_done_for_the_next_owner_too() -> None:
-    """Given two crashes in a row before the slow first call ends, then the third owner still passes over what was done at first."""
+    """Given two crashes before the slow first call ends, then the third owner still passes over what was done at first."""
     first = OffsetTracker(5)
     for offset in (5, 6, 7):
         first.take(offset)
