@@ -16,9 +16,15 @@ COMPLETED, FAILED, REFUSED, TIMED_OUT, UNREACHABLE = 0, 1, 2, 3, 4
 _CONNECT_S: Final = 10.0
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917 - a command's options
     workflow: Annotated[str, typer.Argument(help="Name of a registered workflow (`foldflow workflows` lists them).")],
     input_: Annotated[str, typer.Option("--input", "-i", help="The run's input: JSON, @FILE, or - for standard input.")] = "{}",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", "-p", help="KEY=VALUE to put into the input; a VALUE that is no JSON is a text; may be repeated."
+        ),
+    ] = None,
     request_id: Annotated[str, typer.Option(help="Identity of the request; the same one twice is one run.")] = "",
     digest: Annotated[str, typer.Option(help="Version of the workflow; without it the newest.")] = "",
     label: Annotated[
@@ -34,7 +40,7 @@ def run(
 
     For example:
 
-        foldflow run market-analysis --input '{"question": "Which share was most volatile in 2005?"}' --wait
+        foldflow run market-analysis -p question="Which share was most volatile in 2005?" --wait
 
         foldflow run market-analysis --input @question.json --request-id order-17 --label team=research
 
@@ -43,7 +49,7 @@ def run(
     Exit codes: 0 completed (without --wait: sent), 1 the run failed, 2 refused (or a wrong option), 3 not over within --timeout,
     4 Kafka can't be reached.
     """
-    text = _json_text(input_)
+    text = _with_parameters(_json_text(input_), pairs(parameter or [], "--parameter"))
     labels = pairs(label or [])
     patience = _seconds(timeout)
 
@@ -165,6 +171,21 @@ def _json_text(given: str) -> str:
     except ValueError as error:
         raise typer.BadParameter(f"{source} is no JSON: {error}") from error
     return given
+
+
+def _with_parameters(text: str, parameters: dict[str, str]) -> str:
+    """Return the input's JSON text with single values put in. Raises typer.BadParameter when the input is no object."""
+    if not parameters:
+        return text
+    given = json.loads(text)
+    if not isinstance(given, dict):
+        raise typer.BadParameter("--parameter goes into an object, but --input is none")
+    for key, value in parameters.items():
+        try:
+            given[key] = json.loads(value, parse_constant=_no_constant)
+        except ValueError:
+            given[key] = value
+    return json.dumps(given, ensure_ascii=False)
 
 
 def _no_constant(name: str) -> Any:

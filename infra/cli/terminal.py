@@ -38,13 +38,13 @@ def console(*, stderr: bool = False) -> "Console":
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDE, soft_wrap=True)
 
 
-def pairs(texts: list[str]) -> dict[str, str]:
+def pairs(texts: list[str], option: str = "--label") -> dict[str, str]:
     """Return `key=value` options as a dictionary. Raises typer.BadParameter."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise typer.BadParameter(f"`{text}` is no key=value")
+            raise typer.BadParameter(f"`{text}` is no KEY=VALUE", param_hint=option)
         found[key] = value
     return found
 

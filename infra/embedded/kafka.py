@@ -81,7 +81,9 @@ def properties(broker: Broker) -> dict[str, str]:
 
 def cluster_id() -> str:
     """Return a new cluster id in Kafka's spelling: 16 random bytes, URL-safe base64 without padding."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+    # The first bit is 0: the storage tool would take an id that begins with a dash for an option.
+    data = uuid.uuid4().bytes
+    return base64.urlsafe_b64encode(bytes([data[0] & 0x7F]) + data[1:]).rstrip(b"=").decode()
 
 
 def prepare(broker: Broker, paths: list[Path]) -> None:

@@ -163,7 +163,7 @@ class Tenure:
         known = self._decided.get(record.offset)
         if known is not None:
             self.position = record.offset + 1
-            return list(self._follow(known, record))
+            return self._emitted_again(known, record)
         run = self.runs.get(run_id)
         if run and run.state.last_topic_id == self.place.inbox_id and record.offset <= run.state.last_offset:
             self.position = record.offset + 1
@@ -247,6 +247,17 @@ class Tenure:
         headers.append(("foldflow_effects", ",".join(type(effect).__name__ for effect in decision.effects).encode()))
         value = codec.framed(Decision, body)
         return Outgoing(topics.DECISIONS, decision.run_id.encode(), value, headers, self.place.partition)
+
+    def _emitted_again(self, event: RunEvent, record: Incoming) -> list[Outgoing]:
+        """Return what follows from a former tenure's decision, but for calls that nobody waits for any more.
+
+        Those were answered or given up, or the run is over: once more would only be paid once more.
+        """
+        run = self.runs.get(event.decision.run_id)
+        steps = run.state.steps if run else {}
+        called = [effect.step for effect in event.decision.effects if isinstance(effect, LlmCallRequested | ToolCallRequested)]
+        awaited = {step.awaits for name in called if (step := steps.get(name)) and not step.settled}
+        return [each for each in self._follow(event, record) if each.topic is topics.DEADLETTER or each.key.decode() in awaited]
 
     def _follow(self, event: RunEvent, record: Incoming) -> Iterator[Outgoing]:
         """Yield the calls and dead letters of a decision."""

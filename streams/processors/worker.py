@@ -7,8 +7,10 @@ its result. One that can't be decoded goes to the dead letters. No retries here:
 import asyncio
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
+from hashlib import blake2b
 from typing import Any, Final
 
 import structlog
@@ -30,6 +32,10 @@ _COMMIT_EVERY_S: Final = 0.02
 """How long what is done may stay uncommitted: a crash repeats it. Each commit is a write on the broker, so not at every round."""
 
 
+_RECENT: Final = 100_000
+"""How many calls are remembered, so that one that is sent again after a takeover isn't made again; 100 bytes each."""
+
+
 class Worker:
     """Consumes a work queue, writes results to `inbox`. `run` is for a thread of its own, `loop` is where calls run."""
 
@@ -46,6 +52,7 @@ class Worker:
         self._committed: dict[int, tuple[int, str]] = {}
         self._committed_at = 0.0
         self._uncommitted = False
+        self._recent: OrderedDict[bytes, None] = OrderedDict()
         self._failure: BaseException | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -88,10 +95,21 @@ class Worker:
             return 0 if full else max(0, self._concurrency - self._flying)
 
     def _fresh(self, message: Message) -> Incoming | None:
+        """Return a call that has to be made: not one that is done, or that an orchestrator has sent twice."""
         record = kafka.incoming(message)
         with self._change:
             tracker = self._trackers.get(record.partition)
-            return record if tracker and tracker.take(record.offset) else None
+            if tracker is None or not tracker.take(record.offset):
+                return None
+            call = blake2b(record.value or b"", digest_size=16).digest()
+            if call in self._recent:  # its result is sent, or will be; should this process end before, the first is still open
+                tracker.done(record.offset)
+                self._uncommitted = True
+                return None
+            self._recent[call] = None
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+            return record
 
     # --- On the event loop ---
 

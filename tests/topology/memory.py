@@ -26,7 +26,7 @@ from streams.workflow.chain import Chain, Verdict
 from streams.workflow.decider import decide
 from streams.workflow.expressions import from_json, to_json
 from streams.workflow.spec import WorkflowSpec
-from streams.workflow.state import INITIAL, RunEvent, RunState, evolve
+from streams.workflow.state import INITIAL, RunEvent, RunState, StepStatus, evolve
 
 PLACE = Place(b"i" * 16, b"d" * 16, 0, 1)
 KINDS = ("again", "end", "second", "loose", "garbage", "reset")
@@ -51,6 +51,7 @@ class Watch:
     one_version: bool = True
     chain: Callable[..., Chain] = Chain
     identity: Callable[[Decision, bytes], bytes] = lambda _, real: real
+    all_again: bool = False
     reader: Chain = field(init=False)
     accepted: dict[str, list[RunEvent]] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
@@ -131,7 +132,16 @@ class Watch:
             raise ViolationError("marks miss", f"a reader at mark {mark} ignores offset {offset} of run {decision.run_id}")
 
     def marked(self, world: "World", commit: Commit) -> None:
-        """Take note of a commit: from now on somebody may start at its mark, with the index as it is."""
+        """Take note of a commit: now somebody may start at its mark, and nobody looks at the inputs before its position."""
+        emitted = {call.call_id for call in world.calls}
+        for run, state in self.states.items():
+            awaited = {step.awaits for step in state.steps.values() if step.status is StepStatus.RUNNING and not state.over}
+            for event in self.accepted[run] if awaited - emitted else ():
+                lost = awaited & {*calls_of(event)} - emitted
+                if lost and event.decision.input_offset < commit.position:
+                    raise ViolationError(
+                        "never emitted", f"run {run} waits for {lost}, and position {commit.position} is committed"
+                    )
         self.marks.append((commit.mark, self.read_from(world, commit.mark)))
 
     def read_from(self, world: "World", mark: int) -> Chain:
@@ -161,7 +171,8 @@ class Watch:
                 raise ViolationError("lost input" if left else "stuck", f"run {run} is open for ever; undecided inputs: {left}")
         known = {call for events in self.accepted.values() for event in events for call in calls_of(event)}
         emitted = {call.call_id for call in world.calls}
-        if known - emitted:
+        # Calls that are given up before they are emitted need not be: only with `all_again`, as for effects that outlive their run.
+        if self.all_again and known - emitted:
             raise ViolationError("never emitted", f"calls {sorted(known - emitted)}")
         if self.one_version and emitted - known:
             raise ViolationError("stray call", f"emitted, but in no accepted decision: {sorted(emitted - known)}")
@@ -503,6 +514,7 @@ class Setup:
     owner_type: type[Owner] = Owner
     chain: Callable[..., Chain] = Chain
     identity: Callable[[Decision, bytes], bytes] = lambda _, real: real
+    all_again: bool = False
 
 
 def opened(setup: Setup) -> tuple[World, list[Owner]]:
@@ -511,7 +523,7 @@ def opened(setup: Setup) -> tuple[World, list[Owner]]:
     by_version: dict[int, Specs] = {
         number: dict(zip(digests, specs, strict=True)).get for number, specs in enumerate(setup.versions)
     }
-    world = World(Watch(by_version, len(setup.versions) == 1, setup.chain, setup.identity), setup.requests)
+    world = World(Watch(by_version, len(setup.versions) == 1, setup.chain, setup.identity, setup.all_again), setup.requests)
     names = "ABC"[: setup.owners]
     return world, [setup.owner_type(name, world, i % len(setup.versions), setup.tenure_type) for i, name in enumerate(names)]
 

@@ -76,24 +76,18 @@ HISTORIES = {
             "A takes",
         ),
     ),
+}
+
+ALL_AGAIN = {
     "the mark stays behind runs that inputs after the position finished": (
         "fails",
-        # Decisions on inputs 1 and 2 are in the log, and 2 ends the run; the call that 1 led to is lost. The next owner commits
-        # position 1, then ends. If its mark passes the run, the third owner never emits that call. (Rule 8.)
+        # For owners that emit again whatever follows. Decisions on inputs 1 and 2 are in the log, and 2 ends the run; the call
+        # that 1 led to is lost. The next owner commits position 1, then ends. If its mark passes the run, the third owner never
+        # sees that decision again. (Rule 8.)
         (
             *("ask fails", *START, "A takes", "A's decision", "A's record", "A's record", "first", "bad", "A takes", "A takes"),
-            *(
-                "A's decision",
-                "A's decision",
-                "A vanishes",
-                *START,
-                "A takes",
-                "A's record",
-                "A's record",
-                "A settles",
-                "A's record",
-            ),
-            *("A commits", "A crashes"),
+            *("A's decision", "A's decision", "A vanishes", *START, "A takes", "A's record", "A's record", "A settles"),
+            *("A's record", "A commits", "A crashes"),
         ),
     ),
 }

@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 from memory import PLACE, Move, Owner, Setup, ViolationError, follow, play
-from scenarios import HISTORIES, ONE, TWO
+from scenarios import ALL_AGAIN, ONE, ONLY, TWO
 
 from events import codec, topics
 from events.decisions import Decision, FinishedRun, InputIgnored
@@ -55,7 +55,14 @@ class MarkAtTheEnd(Tenure):
         return self.base
 
 
-class MarkAhead(Tenure):
+class AllAgain(Tenure):
+    """Emits again whatever follows from a decision, as an effect that outlives its run will need it. Breaks nothing."""
+
+    def _emitted_again(self, event: RunEvent, record: Incoming) -> list[Outgoing]:
+        return list(self._follow(event, record))
+
+
+class MarkAhead(AllAgain):
     """Rule 8: a run counts as finished even if an input after the position finished it."""
 
     def commit(self) -> Commit:
@@ -172,7 +179,7 @@ class HidesAlways(Chain):
         return super().judge(offset, decision, decision_hash)
 
 
-class EntryCountsAlways(Tenure):
+class EntryCountsAlways(AllAgain):
     """Rule 8, for the owner."""
 
     def __post_init__(self) -> None:
@@ -268,6 +275,11 @@ class ComparesNothing(Owner):
         return True
 
 
+def test_the_mark_stays_behind_runs_that_inputs_ahead_have_finished() -> None:
+    """Given an effect of a run that is over by an input ahead, when two owners end in a row, then the third still emits it."""
+    follow(replace(ONLY["fails"], tenure_type=AllAgain, all_again=True), ALL_AGAIN[MARK][1])
+
+
 # --- The search ---
 
 
@@ -293,10 +305,10 @@ CASES = {
     "no check, two versions": Case(of(TWO, "single", owner_type=NoCheck), {"marks miss"}),
     "inputs judged again": Case(of(ONE, "single", tenure_type=JudgesAgain), {"determinism"}),
     "mark inside a run": Case(of(ONE, "single", tenure_type=MarkAtTheEnd), {"marks miss"}),
-    "mark ahead of the position": Case(of(ONE, "fails", tenure_type=MarkAhead), {"never emitted"}, MARK),
+    "mark ahead of the position": Case(of(ONE, "fails", tenure_type=MarkAhead, all_again=True), {"never emitted"}, MARK),
     "index after the commit": Case(of(ONE, "single", owner_type=IndexLater), {"marks revive"}),
     "index says the end": Case(of(ONE, "single", "fails", tenure_type=EntryOfTheEnd), {"marks broken"}),
-    "index entry counts always": Case(of(ONE, "fails", tenure_type=EntryCountsAlways), {"never emitted"}, MARK),
+    "index entry counts always": Case(of(ONE, "fails", tenure_type=EntryCountsAlways, all_again=True), {"never emitted"}, MARK),
     "finished runs start again": Case(of(ONE, "single", tenure_type=Forgetful), {"marks revive"}),
     "nothing emitted again": Case(of(ONE, "single", tenure_type=NothingAgain), {"never emitted"}),
     "position after the log": Case(of(ONE, "single", owner_type=LogFirst), {"determinism"}),
@@ -331,7 +343,7 @@ def test_a_rule_left_out_is_found(name: str) -> None:
     case = CASES[name]
     if case.history:
         with pytest.raises(ViolationError) as caught:
-            follow(replace(case.setup, owners=1), HISTORIES[case.history][1])
+            follow(replace(case.setup, owners=1), ALL_AGAIN[case.history][1])
         found = {caught.value.rule: (0, str(caught.value))}
     else:
         found = violations(case, name)

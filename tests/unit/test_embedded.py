@@ -109,3 +109,8 @@ def test_an_unknown_console_tool_is_refused_with_the_known_ones() -> None:
     """The message lists what there is."""
     with pytest.raises(EmbeddedError, match="console-consumer"):
         console.command_line("nosuch", [], "127.0.0.1:1", None)
+
+
+def test_a_cluster_id_is_never_taken_for_an_option() -> None:
+    """One random id in 64 would begin with a dash, and the storage tool would refuse it."""
+    assert not any(kafka.cluster_id().startswith("-") for _ in range(1000))
