@@ -171,7 +171,7 @@ class Watch:
                 raise ViolationError("lost input" if left else "stuck", f"run {run} is open for ever; undecided inputs: {left}")
         known = {call for events in self.accepted.values() for event in events for call in calls_of(event)}
         emitted = {call.call_id for call in world.calls}
-        # Calls that are given up before they are emitted need not be: only with `all_again`, as for effects that outlive their run.
+        # Calls that are given up before they are emitted need not be, effects that outlive their run must.
         if self.all_again and known - emitted:
             raise ViolationError("never emitted", f"calls {sorted(known - emitted)}")
         if self.one_version and emitted - known:
