@@ -382,16 +382,17 @@ def test_nobody_listening_is_unavailable(provider: Provider) -> None:
 @pytest.mark.parametrize(
     "asking",
     [
-        call("nobody/knows-this"),
-        call(parameters={"api_base": "http://elsewhere"}),
-        call(schema={"type": "no such type"}),
-        LlmCall("c", "r", LlmCallRequested("s", 1, None, "no JSON", "{}", None, 2**50)),
-        LlmCall("c", "r", LlmCallRequested("s", 1, None, "{}", "{}", None, 2**50)),
+        # Made in the test: a call's time limit runs from when it is made.
+        lambda: call("nobody/knows-this"),
+        lambda: call(parameters={"api_base": "http://elsewhere"}),
+        lambda: call(schema={"type": "no such type"}),
+        lambda: LlmCall("c", "r", LlmCallRequested("s", 1, None, "no JSON", "{}", None, 2**50)),
+        lambda: LlmCall("c", "r", LlmCallRequested("s", 1, None, "{}", "{}", None, 2**50)),
     ],
 )
-def test_what_cannot_be_asked_is_not_asked(provider: Provider, asking: LlmCall) -> None:
+def test_what_cannot_be_asked_is_not_asked(provider: Provider, asking: Callable[[], LlmCall]) -> None:
     """It can't be helped by another attempt."""
-    assert failed(provider, asking).failure.kind == FailureKind.INVALID_ARGUMENTS
+    assert failed(provider, asking()).failure.kind == FailureKind.INVALID_ARGUMENTS
     assert provider.requests == []
 
 
