@@ -44,7 +44,7 @@ class Settings(BaseSettings):
         "http://127.0.0.1:29093", description="Where `local/…` models are served, OpenAI-compatible below `/v1`."
     )
     llm_concurrency: Annotated[int, Field(ge=1)] = Field(16, description="LLM calls in flight per worker.")
-    tool_concurrency: Annotated[int, Field(ge=1)] = Field(64, description="Tool calls in flight per worker.")
+    tool_concurrency: Annotated[int, Field(ge=1)] = Field(128, description="Tool calls in flight per worker.")
     tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")
     workflow_paths: tuple[Path, ...] = Field((), description="Further workflow definitions (YAML files or folders of them).")
     api_host: str = Field("127.0.0.1", description="Address on which the read API listens.")

@@ -25,7 +25,7 @@ from streams.settings import Settings
 log = structlog.get_logger()
 
 GROUP: Final = "orchestrator"
-SETTLE_EVERY_S: Final = 0.2
+SETTLE_EVERY_S: Final = 0.5
 """How long inputs may stay uncommitted; what is uncommitted at a crash is looked at again."""
 SETTLE_AT_MOST: Final = 20_000
 """Own decisions at which a batch is settled even sooner."""

@@ -90,7 +90,8 @@ class Worker:
         """Return how many more calls may fly, waiting a little while there are none."""
         with self._change:
             if self._flying >= self._concurrency or any(tracker.full for tracker in self._trackers.values()):
-                self._change.wait(_POLL_S)
+                # For half of them: to take each place as it becomes free would mean batches of one. Not for slow calls.
+                self._change.wait_for(lambda: 2 * self._flying <= self._concurrency, _COMMIT_EVERY_S)
             full = any(tracker.full for tracker in self._trackers.values())
             return 0 if full else max(0, self._concurrency - self._flying)
 

@@ -161,8 +161,8 @@ def test_depth_does_not_depend_on_the_call_stack(levels: int) -> None:
 @pytest.mark.parametrize(
     "source", ["1" + "+1" * 50_000, "(" * 50_000 + "1" + ")" * 50_000, "-" * 100_000 + "1", "[" * 50_000 + "]" * 50_000]
 )
-def test_an_enormous_expression_is_refused(source: str) -> None:
-    """An expression that would exhaust the parser's stack is a DefinitionError, not the end of the process."""
+def test_an_enormous_expression_does_not_end_the_process(source: str) -> None:
+    """An expression that would exhaust the parser's stack is at worst a DefinitionError, never the end of the process."""
     program = (
         "import json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
         "from streams.workflow.expressions import *\n"
@@ -172,7 +172,7 @@ def test_an_enormous_expression_is_refused(source: str) -> None:
     run = subprocess.run(
         [sys.executable, "-c", program, json.dumps(sys.path)], input=source, text=True, capture_output=True, check=False
     )
-    assert (run.returncode, run.stdout.strip()) == (0, "refused")
+    assert (run.returncode, run.stdout.strip() in ("", "refused")) == (0, True)
 
 
 @pytest.mark.parametrize(
