@@ -23,6 +23,7 @@ class FailureKind(StrEnum):
     CONTEXT_TOO_LONG = "context_too_long"
     EXPRESSION = "expression"
     TOO_LARGE = "too_large"
+    INTERNAL = "internal"
 
 
 RETRYABLE: Final = frozenset(

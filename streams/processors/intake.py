@@ -23,7 +23,7 @@ from streams import kafka
 from streams.envelope import Incoming, Outgoing, envelope
 from streams.processors.tenure import dead_letter
 from streams.settings import Settings
-from streams.workflow.decider import MAX_PAYLOAD_BYTES
+from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
 from streams.workflow.expressions import EvaluationError, from_json, to_json
 from streams.workflow.spec import WorkflowSpec
 
@@ -85,8 +85,8 @@ class Intake:
         return spec
 
     def _input(self, spec: WorkflowSpec, text: str) -> str:
-        if len(text) > MAX_PAYLOAD_BYTES:
-            raise RefusedError("too_large", f"the input has {len(text):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
+        if (size := utf8_size(text)) > MAX_PAYLOAD_BYTES:
+            raise RefusedError("too_large", f"the input has {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
         try:
             value, problems = spec.check_input(text)
         except EvaluationError as error:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Final
 
+import structlog
+
 from events import codec, topics
 from events.calls import LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
 from events.commands import StartRun
@@ -31,6 +33,8 @@ from streams.workflow.chain import Chain, Head, Verdict
 from streams.workflow.decider import decide
 from streams.workflow.spec import WorkflowSpec
 from streams.workflow.state import INITIAL, UNSETTLED, RunEvent, RunState, StepState, evolve
+
+log = structlog.get_logger()
 
 SOURCE: Final = "orchestrator"
 _MAX_DECISION_BYTES: Final = topics.MAX_VALUE_BYTES - 64 * 1024
@@ -207,13 +211,18 @@ class Tenure:
 
     def _decide(self, run_id: str, run: Run, record: Incoming, cause: Input | UnreadableInput) -> list[Outgoing]:
         state = run.state
-        effects = decide(run.spec, state, cause, record.timestamp)
-        decision = Decision(
-            run_id, state.seq + 1, state.head, self.place.inbox_id, record.offset, record.timestamp, cause, effects
-        )
-        body = codec.body(decision)
+        decision = Decision(run_id, state.seq + 1, state.head, self.place.inbox_id, record.offset, record.timestamp, cause, ())
+        try:
+            decision = replace(decision, effects=decide(run.spec, state, cause, record.timestamp))
+            body = codec.body(decision)
+        except Exception as error:
+            # A fault of ours, or values that no check has foreseen: it fails one run, and never stops the partition.
+            log.exception("tenure.fault", run_id=run_id, offset=record.offset)
+            decision = _failing(decision, record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
+            body = codec.body(decision)
         if len(body) > _MAX_DECISION_BYTES:
-            decision = self._bounded(decision, record)
+            size = len(record.value or b"")
+            decision = _failing(decision, record, FailureKind.TOO_LARGE, f"a decision on an input of {size:,} bytes is too large")
             body = codec.body(decision)
         event = RunEvent(decision, chain_hash(body))
         self._before.setdefault(run_id, Head(state.head, state.seq, run.first))
@@ -227,14 +236,6 @@ class Tenure:
             self._closed[run_id] = run
             self.finished[run_id] = -1 if run.first is None else run.first
         return [self._record(event, body), *self._follow(event, record)]
-
-    def _bounded(self, decision: Decision, record: Incoming) -> Decision:
-        """Return a decision that can be delivered: the input as a reference, and the run fails."""
-        size = len(record.value or b"")
-        failure = Failure(FailureKind.TOO_LARGE, f"a decision on an input of {size:,} bytes would be too large for a record")
-        effects = (InputIgnored("unreadable"), RunFailed(None, failure))
-        cause = _unreadable(record, failure.message)
-        return replace(decision, input=cause, effects=effects)
 
     # --- What follows from a decision: the same, whenever it is said ---
 
@@ -386,6 +387,12 @@ class Tenure:
     def _holds_the_mark(self, run_id: str) -> bool:
         """Whether a run is open, or was finished by an input still to come, whose decision is needed to emit again."""
         return run_id in self.runs or self._ended_ahead.get(run_id, -1) >= self.position
+
+
+def _failing(decision: Decision, record: Incoming, kind: FailureKind, message: str) -> Decision:
+    """Return a decision that can surely be written in this one's place: the input as a reference, and the run fails."""
+    effects = (InputIgnored("unreadable"), RunFailed(None, Failure(kind, message)))
+    return replace(decision, input=_unreadable(record, message), effects=effects)
 
 
 def _call(topic: topics.Topic, call: LlmCall | ToolCall, at: int) -> Outgoing:

@@ -13,7 +13,7 @@ from events.results import InboxMessage, ToolCallCompleted, ToolCallFailed
 from streams.envelope import Incoming, Outgoing, envelope
 from streams.processors.tenure import dead_letter
 from streams.settings import Settings
-from streams.workflow.decider import MAX_PAYLOAD_BYTES
+from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
 from streams.workflow.expressions import EvaluationError, from_json, to_json
 from tools.context import ToolContext
 from tools.errors import RetryableError, TerminalError
@@ -69,10 +69,8 @@ class ToolCalls:
             return Failure(FailureKind.INVALID_ARGUMENTS, f"`{request.tool}`: {error}")
         except Exception as error:  # noqa: BLE001 - a tool is somebody's code: whatever it raises is its result
             return Failure(FailureKind.TOOL_CRASHED, f"`{request.tool}` raised {type(error).__name__}: {_text(error)}")
-        if len(output) > MAX_PAYLOAD_BYTES:
-            return Failure(
-                FailureKind.TOO_LARGE, f"`{request.tool}` returned {len(output):,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}"
-            )
+        if (size := utf8_size(output)) > MAX_PAYLOAD_BYTES:
+            return Failure(FailureKind.TOO_LARGE, f"`{request.tool}` returned {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
         return output
 
 

@@ -31,6 +31,8 @@ MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """Largest output of a step, largest input of a run."""
 MAX_EFFECTS_BYTES: Final = 4 * 1024 * 1024
 """Largest sum of what one decision's effects hold, so that every decision can be delivered (records hold 8 MB)."""
+LONGEST_WAIT_MS: Final = 30 * 24 * 60 * 60 * 1000
+"""Longest wait that a failure may ask for."""
 _NO_HASH: Final = bytes(32)
 
 
@@ -44,8 +46,8 @@ def decide(spec: WorkflowSpec | None, state: RunState, cause: Input | Unreadable
     if isinstance(cause, StartRun):
         if state.status is not RunStatus.NEW:
             return (InputIgnored("already_started"),)
-        if len(cause.input) > MAX_PAYLOAD_BYTES:
-            return (RunFailed(None, _too_large("the run's input", len(cause.input))),)
+        if (size := utf8_size(cause.input)) > MAX_PAYLOAD_BYTES:
+            return (RunFailed(None, _too_large("the run's input", size)),)
     if spec is None:
         digest = cause.digest if isinstance(cause, StartRun) else state.digest
         return (RunFailed(None, Failure(FailureKind.UNKNOWN_WORKFLOW, f"no workflow is registered with digest {digest}")),)
@@ -104,8 +106,8 @@ class _Advance:
         step = self.awaited(result.step, result.call_id, StepStatus.RUNNING)
         if step is None:
             return
-        if len(result.output) > MAX_PAYLOAD_BYTES:
-            self.failed(step, _too_large("the output", len(result.output)))
+        if (size := utf8_size(result.output)) > MAX_PAYLOAD_BYTES:
+            self.failed(step, _too_large("the output", size))
             return
         try:
             from_json(result.output)
@@ -135,7 +137,8 @@ class _Advance:
         name = self.cause.step
         step = self.plan.steps[name].step
         if failure.retryable and before.attempt < step.retry.attempts:
-            wait = failure.retry_after_ms if failure.retry_after_ms is not None else _backoff(step, before)
+            asked = failure.retry_after_ms
+            wait = min(max(asked, 0), LONGEST_WAIT_MS) if asked is not None else _backoff(step, before)
             self.add(RetryScheduled(name, before.attempt + 1, failure, self.at + wait))
         else:
             self.fail(step, failure)
@@ -183,8 +186,8 @@ class _Advance:
 
     def computed(self, plan: StepPlan, output: str) -> None:
         """Take the output of a step that needs no call."""
-        if len(output) > MAX_PAYLOAD_BYTES:
-            self.fail(plan.step, _too_large("the output", len(output)))
+        if (size := utf8_size(output)) > MAX_PAYLOAD_BYTES:
+            self.fail(plan.step, _too_large("the output", size))
         else:
             self.add(StepCompleted(plan.name, output))
 
@@ -239,6 +242,11 @@ def _backoff(step: Step, before: StepState) -> int:
     return round(wait * (0.5 + jitter / 2))
 
 
+def utf8_size(text: str) -> int:
+    """Return a text's size in bytes."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def _too_large(what: str, size: int) -> Failure:
     return Failure(FailureKind.TOO_LARGE, f"{what} is too large: {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
 
@@ -247,13 +255,13 @@ def _size(effect: Effect) -> int:
     """Return about how many bytes an effect holds."""
     match effect:
         case LlmCallRequested():
-            return len(effect.messages) + len(effect.schema or "") + len(effect.parameters)
+            return utf8_size(effect.messages) + utf8_size(effect.schema or "") + utf8_size(effect.parameters)
         case ToolCallRequested():
-            return len(effect.arguments)
+            return utf8_size(effect.arguments)
         case StepCompleted() | RunCompleted():
-            return len(effect.output or "")
+            return utf8_size(effect.output or "")
         case _:
             return 0
 
 
-__all__ = ["MAX_EFFECTS_BYTES", "MAX_PAYLOAD_BYTES", "decide"]
+__all__ = ["LONGEST_WAIT_MS", "MAX_EFFECTS_BYTES", "MAX_PAYLOAD_BYTES", "decide", "utf8_size"]

@@ -7,6 +7,7 @@ never change. The order of steps counts: it is the order in which steps that are
 
 import difflib
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -21,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from streams.workflow.expressions import DefinitionError, Expression, Json, Template, Value, from_json, to_json
 
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)")
 _LONGEST_MS: Final = 3650 * 86_400_000
 """Ten years: what is added to a time stays a time."""
 NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
@@ -129,6 +130,7 @@ class WorkflowSpec(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        _check_values(self.model_dump(by_alias=True))
         check_schema(self.input, "input")
         _ = self.plan
         return self
@@ -201,6 +203,22 @@ def _references(schema: Json) -> Iterator[str]:
     elif isinstance(schema, list):
         for value in schema:
             yield from _references(value)
+
+
+def _check_values(value: Any) -> None:
+    """Refuse what no decision could say: lone surrogates, and numbers that are none. Raises DefinitionError."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DefinitionError(f"{value} is no JSON number")
+    if isinstance(value, str):
+        if not value.isascii() and value.encode("utf-8", "replace").decode() != value:
+            raise DefinitionError(f"`{value.encode('utf-8', 'replace').decode()[:100]}` is not valid Unicode")
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_values(key)
+            _check_values(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_values(each)
 
 
 def digest(canonical: str) -> str:

@@ -1,0 +1,72 @@
+"""What no check has foreseen fails one run, and never stops a partition."""
+
+from typing import Any
+
+from events import codec, topics
+from events.commands import StartRun
+from events.decisions import DeadLetter, Decision, RunCompleted, RunFailed, UnreadableInput
+from events.failure import FailureKind
+from events.ids import run_id
+from events.results import InboxMessage, TimerFired
+from streams.envelope import Incoming, Outgoing
+from streams.processors.tenure import Commit, Place, Tenure
+from streams.workflow.spec import WorkflowSpec
+
+GOOD = WorkflowSpec.model_validate({"name": "good", "steps": {"a": {"transform": 1}}})
+
+
+class Faulty:
+    """A definition with a fault of ours in it."""
+
+    @property
+    def plan(self) -> Any:
+        """Fail as a fault would."""
+        raise RuntimeError("a fault")
+
+
+def tenure() -> Tenure:
+    versions: dict[str, Any] = {"good": GOOD, "faulty": Faulty()}
+    begun = Tenure(Place(b"i" * 16, b"d" * 16, 0, 1), versions.get, Commit(0, 0))
+    begun.begin(0)
+    return begun
+
+
+def message(offset: int, run: str, value: bytes) -> Incoming:
+    return Incoming("inbox", 0, offset, 1000 + offset, run.encode(), value)
+
+
+def start(offset: int, request: str, digest: str) -> Incoming:
+    run = run_id(request)
+    return message(offset, run, codec.encode(InboxMessage(run, StartRun(request, "w", digest, "{}"))))
+
+
+def decided(records: list[Outgoing]) -> Decision:
+    (record,) = (each for each in records if each.topic is topics.DECISIONS)
+    return codec.decode(record.value, Decision)
+
+
+def test_a_fault_in_deciding_fails_that_run_and_the_next_one_goes_on() -> None:
+    """Given a definition that makes `decide` raise, then its run fails with a dead letter, and the next input is decided."""
+    owner = tenure()
+    records = owner.take(start(0, "one", "faulty"))
+    decision = decided(records)
+    assert isinstance(decision.input, UnreadableInput)
+    assert isinstance(decision.effects[-1], RunFailed)
+    assert decision.effects[-1].failure.kind == FailureKind.INTERNAL
+    (letter,) = (codec.decode(each.value, DeadLetter) for each in records if each.topic is topics.DEADLETTER)
+    assert letter.value == start(0, "one", "faulty").value
+    assert isinstance(decided(owner.take(start(1, "two", "good"))).effects[-1], RunCompleted)
+    assert owner.position == 2
+
+
+def test_inputs_of_nobody_are_dead_letters() -> None:
+    """Given bytes that are no event, a result for an unknown run, a forged run id, then each is a dead letter with its reason."""
+    owner = tenure()
+    stray = codec.encode(InboxMessage("r", TimerFired("t", "s")))
+    forged = codec.encode(InboxMessage("r", StartRun("not r", "w", "good", "{}")))
+    reasons = []
+    for offset, value in enumerate((b"junk", stray, forged)):
+        (record,) = owner.take(message(offset, "r", value))
+        reasons.append(codec.decode(record.value, DeadLetter).reason)
+    assert reasons == ["unreadable", "unknown_run", "unreadable"]
+    assert (owner.position, owner.unsettled) == (3, 0)
