@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from fastavro import schemaless_reader, schemaless_writer
 
 from events.catalog import ENTRIES, NAMESPACE, TYPES, writer_schema
-from events.errors import NotDecodableError
+from events.errors import NotDecodableError, UnknownSchemaError
 
 Event = TypeVar("Event")
 _Datum = dict[str, Any]
@@ -120,7 +120,7 @@ def unframed(value: bytes) -> bytes:
 def decode(value: bytes | None, kind: type[Event]) -> Event:
     """Return the event of type `kind` in a Kafka value.
 
-    Raises NotDecodableError: no value, no framing, a schema id that is not known, or Avro that doesn't fit.
+    Raises NotDecodableError: no value, no framing, a schema id that is not known (UnknownSchemaError), or Avro that doesn't fit.
     """
     if value is None:
         raise NotDecodableError("there is no value (a tombstone)")
@@ -130,7 +130,7 @@ def decode(value: bytes | None, kind: type[Event]) -> Event:
     entry = ENTRIES[kind]
     schema = entry.parsed if schema_id == entry.id else writer_schema(schema_id)
     if schema is None:
-        raise NotDecodableError(f"schema id {schema_id} is not known")
+        raise UnknownSchemaError(f"schema id {schema_id} is not known")
     reader = None if schema is entry.parsed else entry.parsed
     source = BytesIO(value)
     source.seek(FRAME.size)

@@ -149,8 +149,7 @@ class Orchestrator:
             if not self._check(partition, holding):
                 log.warning("orchestrator.overtaken", partition=partition)
                 self._take_over([partition], seek=True)
-                continue
-            for entry in holding.tenure.index_entries():
+            for entry in self.holdings[partition].tenure.index_entries():
                 kafka.produce(self.producer, self.settings, entry, index)
         kafka.flush(self.producer, index)
         offsets = [self._committable(p, holding) for p, holding in self.holdings.items()]

@@ -23,7 +23,7 @@ from events import codec, topics
 from events.calls import LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
 from events.commands import StartRun
 from events.decisions import DeadLetter, Decision, FinishedRun, InputIgnored, RetryScheduled, RunFailed, UnreadableInput
-from events.errors import NotDecodableError
+from events.errors import NotDecodableError, UnknownSchemaError
 from events.failure import Failure, FailureKind
 from events.ids import chain_hash, effect_id
 from events.ids import run_id as run_id_of
@@ -45,6 +45,10 @@ Specs = Callable[[str], WorkflowSpec | None]
 
 class SpecUnknownError(Exception):
     """An input needs a workflow version that is not known yet: look again, and tell `take` when to give up waiting."""
+
+
+class NewerCodeError(Exception):
+    """The partition holds decisions that this code can't read: only newer code may own it. Upgrade this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +119,13 @@ class Tenure:
             self._indexed.add(run_id)
 
     def read(self, offset: int, value: bytes | None) -> Verdict:
-        """Take the record at an offset of the decisions partition; call it in order, from the mark to the end."""
+        """Take the record at an offset of the decisions partition; call it in order, from the mark to the end.
+
+        Raises NewerCodeError: who passes over a decision decides its input again, on top of a state that nobody shares.
+        """
         self.end = offset + 1
-        try:
-            decision = codec.decode(value, Decision)
-        except NotDecodableError:
-            self.ignored += 1
+        decision = self._decoded(offset, value)
+        if decision is None:
             return Verdict.BROKEN
         event = RunEvent(decision, chain_hash(codec.unframed(value or b"")))
         verdict = self._chain.judge(offset, decision, event.hash)
@@ -142,6 +147,16 @@ class Tenure:
             if decision.run_id not in self._indexed:
                 self._unindexed.append(decision.run_id)
         return verdict
+
+    def _decoded(self, offset: int, value: bytes | None) -> Decision | None:
+        """Return a record's decision, None for what is none. Raises NewerCodeError."""
+        try:
+            return codec.decode(value, Decision)
+        except UnknownSchemaError as error:
+            raise NewerCodeError(f"partition {self.place.partition}, offset {offset}: {error}; upgrade this process") from error
+        except NotDecodableError:
+            self.ignored += 1
+            return None
 
     def begin(self, end: int) -> None:
         """Everything before `end` was read: from now on inputs are taken."""
@@ -326,10 +341,8 @@ class Tenure:
         heads = dict(self._before)
         chain = Chain({run: first for run, first in self.finished.items() if run not in self._before}, heads)
         for offset, value in records:
-            try:
-                decision = codec.decode(value, Decision)
-            except NotDecodableError:
-                self.ignored += 1
+            decision = self._decoded(offset, value)
+            if decision is None:
                 continue
             run = self.runs.get(decision.run_id)
             if decision.run_id not in heads and run is not None:
@@ -377,6 +390,7 @@ class Tenure:
     def commit(self) -> Commit:
         """Return what may be committed now: everything taken is settled and indexed."""
         assert not self._own
+        assert not self._unindexed
         while self._order and not self._holds_the_mark(self._order[0][1]):
             self._ended_ahead.pop(self._order.popleft()[1], None)
         for offset in [offset for offset in self._decided if offset < self.position]:
@@ -426,14 +440,15 @@ def dead_letter(
 
 def _readable(record: Incoming, run_id: str) -> tuple[Input | None, tuple[str, str] | None]:
     """Return an inbox record's input, or why it can't be read (reason, detail)."""
+    size = len(record.value or b"")
+    if size > _MAX_EMBEDDED_BYTES:  # before it is decoded: a small item can take a hundred times its size in memory
+        return None, ("too_large", f"an input of {size:,} bytes; the limit is {_MAX_EMBEDDED_BYTES:,}")
     try:
         message = codec.decode(record.value, InboxMessage)
     except NotDecodableError as error:
         return None, ("unreadable", str(error))
     if message.run_id != run_id:
         return None, ("unreadable", f"the key says run {run_id}, the value run {message.run_id}")
-    if len(record.value or b"") > _MAX_EMBEDDED_BYTES:
-        return None, ("too_large", f"an input of {len(record.value or b''):,} bytes; the limit is {_MAX_EMBEDDED_BYTES:,}")
     return message.input, None
 
 
@@ -442,4 +457,4 @@ def _unreadable(record: Incoming, problem: str) -> UnreadableInput:
     return UnreadableInput(len(value), blake2b(value, digest_size=32).hexdigest(), problem)
 
 
-__all__ = ["Commit", "Place", "Run", "SpecUnknownError", "Tenure", "dead_letter"]
+__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Tenure", "dead_letter"]

@@ -24,6 +24,7 @@ Json = Any
 Scope = Mapping[str, Json]
 VARIABLES: Final = ("input", "steps")
 MAX_EXPRESSION_CHARS: Final = 4096
+_LARGEST: Final = 1024 * 1024
 MAX_DEPTH: Final = 200
 """How deep JSON may be nested: a fixed bound, since Python's own depends on how deep the caller stands."""
 
@@ -318,6 +319,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         except (LookupError, TypeError, AttributeError):
             return self.undefined(obj=obj, name=str(argument))
 
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply, but make nothing enormous: `'a' * 300000000` would be made before anybody could measure it."""
+        sizes = [len(each) if isinstance(each, str | list | tuple) else abs(each) for each in (left, right) if _sized(each)]
+        if operator == "**" or (len(sizes) == 2 and math.prod(sizes) > _LARGEST and not _numbers(left, right)):  # noqa: PLR2004
+            raise EvaluationError(f"template: {operator} makes something too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _sized(value: Any) -> bool:
+    return isinstance(value, str | list | tuple | int | float)
+
+
+def _numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
 
 def _listed(function: Any) -> Any:
     """Return a filter that gives a list where it gave a generator."""
@@ -383,7 +401,15 @@ class Template:
 
     def render(self, scope: Scope) -> str:
         """Return the text. Raises EvaluationError."""
+        parts, size = [], 0
         try:
-            return self._template.render(scope)
+            for part in self._template.generate(scope):
+                parts.append(part)
+                size += len(part)
+                if size > _LARGEST:
+                    raise EvaluationError(f"template: its text is too large; the limit is {_LARGEST:,} characters")  # noqa: TRY301
+            return "".join(parts)
+        except EvaluationError:
+            raise
         except Exception as error:  # a template can raise anything that Python's operators raise
             raise EvaluationError(f"template: {_clean(error)}") from error

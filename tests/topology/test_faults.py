@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from events import codec, topics
 from events.commands import StartRun
 from events.decisions import DeadLetter, Decision, RunCompleted, RunFailed, UnreadableInput
@@ -9,7 +11,8 @@ from events.failure import FailureKind
 from events.ids import run_id
 from events.results import InboxMessage, TimerFired
 from streams.envelope import Incoming, Outgoing
-from streams.processors.tenure import Commit, Place, Tenure
+from streams.processors.tenure import Commit, NewerCodeError, Place, Tenure
+from streams.workflow.chain import Verdict
 from streams.workflow.spec import WorkflowSpec
 
 GOOD = WorkflowSpec.model_validate({"name": "good", "steps": {"a": {"transform": 1}}})
@@ -70,3 +73,17 @@ def test_inputs_of_nobody_are_dead_letters() -> None:
         reasons.append(codec.decode(record.value, DeadLetter).reason)
     assert reasons == ["unreadable", "unknown_run", "unreadable"]
     assert (owner.position, owner.unsettled) == (3, 0)
+
+
+def test_who_cannot_read_a_decision_does_not_own_the_partition() -> None:
+    """Given a decision in a schema of newer code, then this owner gives up: it would decide that input again for itself alone."""
+    owner = Tenure(Place(b"i" * 16, b"d" * 16, 0, 1), {"good": GOOD}.get, Commit(0, 0))
+    with pytest.raises(NewerCodeError, match="upgrade this process"):
+        owner.read(0, codec.FRAME.pack(0, 123456) + b"whatever newer code says")
+    assert owner.read(1, b"no framing at all") is Verdict.BROKEN
+
+
+def test_an_input_that_is_too_large_is_not_even_decoded() -> None:
+    """Given three megabytes for a run, then they are a dead letter, and cost no more than that."""
+    (record,) = tenure().take(message(0, "r", codec.encode(InboxMessage("r", TimerFired("t", "s" * 3_000_000)))))
+    assert codec.decode(record.value, DeadLetter).reason == "too_large"

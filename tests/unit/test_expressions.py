@@ -245,3 +245,24 @@ def test_any_value_passes_or_is_refused(value: object, source: str) -> None:
         from_json(to_json(Expression(source).evaluate({"input": value})))
     except EvaluationError as error:
         assert str(error).encode()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 300000000 }}",
+        "{{ 300000000 * [1] }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaa' }}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_make_something_enormous(source: str) -> None:
+    """Text is measured while it is made, and a product before it is made."""
+    with pytest.raises(EvaluationError, match="too large"):
+        Template(source).render(MAP)
+
+
+def test_a_template_can_multiply() -> None:
+    """Numbers, and texts within reason."""
+    assert Template("{{ 3 * 2000000 }} {{ 'ab' * 3 }} {{ 2.5 * input.c }}").render(MAP) == "6000000 ababab 5.0"
