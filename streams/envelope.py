@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from events import codec
-from events.topics import Topic
+from events.decisions import DeadLetter
+from events.topics import DEADLETTER, MAX_VALUE_BYTES, Topic
 
 Headers = list[tuple[str, bytes]]
 
@@ -79,3 +80,28 @@ def cloud_event(kind: str, source: str, identity: str, at_ms: int | None = None)
 def traceparent(run_id: str, span: str) -> bytes:
     """Return W3C's header: the run is the trace, `span` names the span (its first 16 hexadecimal digits)."""
     return f"00-{run_id.replace('-', '')[:32]:0>32}-{span[:16]:0>16}-01".encode()
+
+
+def dead_letter(
+    record: Incoming, reason: str, detail: str, source: str, *, run_id: str | None = None, request_id: str | None = None
+) -> Outgoing:
+    """Return a record that can't be processed as a dead letter with its original bytes (cut where they would not fit)."""
+    value = record.value
+    room = MAX_VALUE_BYTES - 256 * 1024
+    if value is not None and len(value) > room:
+        detail, value = f"{detail} (the first {room:,} of {len(value):,} bytes are kept here)", value[:room]
+    identity = f"{record.topic}/{record.partition}/{record.offset}"
+    letter = DeadLetter(
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        reason,
+        detail,
+        request_id,
+        run_id,
+        record.key,
+        value,
+        dict(record.headers),
+    )
+    return envelope(DEADLETTER, identity, letter, source=source, identity=identity)

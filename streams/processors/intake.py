@@ -20,8 +20,7 @@ from events.errors import NotDecodableError
 from events.ids import position_request_id, run_id
 from events.results import InboxMessage
 from streams import kafka
-from streams.envelope import Incoming, Outgoing, envelope
-from streams.processors.tenure import dead_letter
+from streams.envelope import Incoming, Outgoing, dead_letter, envelope
 from streams.settings import Settings
 from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
 from streams.workflow.expressions import EvaluationError, from_json, to_json

@@ -6,9 +6,8 @@ from events import codec, topics
 from events.calls import LlmCall
 from events.errors import NotDecodableError
 from events.results import InboxMessage
-from streams.envelope import Incoming, Outgoing, envelope
+from streams.envelope import Incoming, Outgoing, dead_letter, envelope
 from streams.processors.llm_call import ask
-from streams.processors.tenure import dead_letter
 from streams.settings import Settings
 
 SOURCE: Final = "llm-worker"

@@ -22,13 +22,13 @@ import structlog
 from events import codec, topics
 from events.calls import LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
 from events.commands import StartRun
-from events.decisions import DeadLetter, Decision, FinishedRun, InputIgnored, RetryScheduled, RunFailed, UnreadableInput
+from events.decisions import Decision, FinishedRun, InputIgnored, RetryScheduled, RunFailed, UnreadableInput
 from events.errors import NotDecodableError, UnknownSchemaError
 from events.failure import Failure, FailureKind
 from events.ids import chain_hash, effect_id
 from events.ids import run_id as run_id_of
 from events.results import InboxMessage, Input, TimerFired
-from streams.envelope import Incoming, Outgoing, cloud_event, envelope, traceparent
+from streams.envelope import Incoming, Outgoing, cloud_event, dead_letter, envelope, traceparent
 from streams.workflow.chain import Chain, Head, Verdict
 from streams.workflow.decider import decide
 from streams.workflow.spec import WorkflowSpec
@@ -413,31 +413,6 @@ def _call(topic: topics.Topic, call: LlmCall | ToolCall, at: int) -> Outgoing:
     return envelope(topic, call.call_id, call, source=SOURCE, identity=call.call_id, run_id=call.run_id, at_ms=at)
 
 
-def dead_letter(
-    record: Incoming, reason: str, detail: str, source: str, *, run_id: str | None = None, request_id: str | None = None
-) -> Outgoing:
-    """Return a record that can't be processed as a dead letter with its original bytes (cut where they would not fit)."""
-    value = record.value
-    room = topics.MAX_VALUE_BYTES - 256 * 1024
-    if value is not None and len(value) > room:
-        detail, value = f"{detail} (the first {room:,} of {len(value):,} bytes are kept here)", value[:room]
-    identity = f"{record.topic}/{record.partition}/{record.offset}"
-    letter = DeadLetter(
-        record.topic,
-        record.partition,
-        record.offset,
-        record.timestamp,
-        reason,
-        detail,
-        request_id,
-        run_id,
-        record.key,
-        value,
-        dict(record.headers),
-    )
-    return envelope(topics.DEADLETTER, identity, letter, source=source, identity=identity)
-
-
 def _readable(record: Incoming, run_id: str) -> tuple[Input | None, tuple[str, str] | None]:
     """Return an inbox record's input, or why it can't be read (reason, detail)."""
     size = len(record.value or b"")
@@ -457,4 +432,4 @@ def _unreadable(record: Incoming, problem: str) -> UnreadableInput:
     return UnreadableInput(len(value), blake2b(value, digest_size=32).hexdigest(), problem)
 
 
-__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Tenure", "dead_letter"]
+__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Tenure"]

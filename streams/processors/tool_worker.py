@@ -10,8 +10,7 @@ from events.calls import ToolCall
 from events.errors import NotDecodableError
 from events.failure import Failure, FailureKind
 from events.results import InboxMessage, ToolCallCompleted, ToolCallFailed
-from streams.envelope import Incoming, Outgoing, envelope
-from streams.processors.tenure import dead_letter
+from streams.envelope import Incoming, Outgoing, dead_letter, envelope
 from streams.settings import Settings
 from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
 from streams.workflow.expressions import EvaluationError, from_json, to_json
