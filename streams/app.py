@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import faust
@@ -99,7 +99,12 @@ def _llm(app: faust.App, settings: Settings) -> None:
         handler = llm_worker.LlmCalls(settings)
         return Worker(settings, topics.LLM_CALLS, handler, settings.llm_concurrency, app.loop)
 
-    _serve(app, settings, make)
+    async def close() -> None:
+        from streams.processors import llm_call  # noqa: PLC0415 - as above
+
+        await llm_call.close()
+
+    _serve(app, settings, make, close)
 
 
 def _tool(app: faust.App, settings: Settings) -> None:
@@ -122,8 +127,12 @@ _ROLES: dict[str, Callable[[faust.App, Settings], None]] = {
 assert tuple(_ROLES) == ROLES
 
 
-def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop]) -> None:
-    """Add a processor's loop to the app, as a service."""
+async def _nothing() -> None:
+    """Close nothing."""
+
+
+def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop], close: Callable[[], Awaitable[None]] = _nothing) -> None:
+    """Add a processor's loop to the app, as a service; `close` is awaited when it has ended."""
 
     class LoopService(mode.Service):
         """Runs the loop in a thread; when it ends by an error, so does the app."""
@@ -149,6 +158,7 @@ def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop]) -> None
             # What is in hand is settled and committed first; a thread can't be cancelled, so waiting is bounded.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), 30)
+            await close()
 
     app.service(LoopService)
 
