@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import structlog
 from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -351,4 +349,4 @@ def closing(source: Consumer) -> Iterator[Consumer]:
         source.close()
 
 
-__all__ = ["BATCH", "OFFSET_BEGINNING", "OFFSET_END", "Acks", "Cluster", "TopicPartition"]
+__all__ = ["BATCH", "Acks", "Cluster", "TopicPartition"]

@@ -82,11 +82,6 @@ class Chain:
             self.losers.setdefault(run, set()).add(decision_hash)
         return self._ignore(Verdict.OVERTAKEN)
 
-    def forget(self, run: str) -> None:
-        """Drop what is remembered of a run that is over and stands in the index."""
-        self.heads.pop(run, None)
-        self.losers.pop(run, None)
-
     def _ignore(self, verdict: Verdict) -> Verdict:
         self.ignored += 1
         return verdict
