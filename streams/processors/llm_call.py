@@ -23,7 +23,7 @@ from events.failure import Failure, FailureKind
 from events.results import LlmCallCompleted, LlmCallFailed, Usage
 from streams.settings import Settings
 from streams.workflow.decider import MAX_PAYLOAD_BYTES
-from streams.workflow.expressions import EvaluationError, Json, from_json, to_json
+from streams.workflow.expressions import EvaluationError, Json, clean_text, from_json, to_json
 
 _LOCAL: Final = "local/"
 _PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop"})
@@ -39,7 +39,7 @@ class _UnusableError(Exception):
 
     def __init__(self, kind: FailureKind, message: str) -> None:
         super().__init__(message)
-        self.failure = Failure(kind, _clean(message))
+        self.failure = Failure(kind, clean_text(message))
 
 
 @functools.cache
@@ -75,7 +75,7 @@ async def ask(call: LlmCall, settings: Settings) -> LlmCallCompleted | LlmCallFa
         cost = _cost(litellm, response, model, usage)
         output, finish_reason = _output(response, call.request.schema)
         provider = "local" if model.startswith(_LOCAL) else str(litellm.get_llm_provider(model)[1])
-        answered = _clean(response.model or model)
+        answered = clean_text(response.model or model)
         return LlmCallCompleted(
             call.call_id, call.request.step, output, answered, provider, finish_reason, usage, cost, _since(started)
         )
@@ -83,7 +83,7 @@ async def ask(call: LlmCall, settings: Settings) -> LlmCallCompleted | LlmCallFa
         failure = error.failure
     except Exception as error:  # noqa: BLE001 — LiteLLM and the providers behind it raise anything; each becomes a kind
         failure = _failure(error)
-    return LlmCallFailed(call.call_id, call.request.step, failure, _clean(model), usage, cost, _since(started))
+    return LlmCallFailed(call.call_id, call.request.step, failure, clean_text(model), usage, cost, _since(started))
 
 
 def _since(started: float) -> int:
@@ -113,7 +113,7 @@ async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings:
 def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> dict[str, Any]:
     """Return the arguments of `acompletion`."""
     try:
-        messages = from_json(_clean(json.dumps(from_json(request.messages), ensure_ascii=False)))
+        messages = from_json(clean_text(json.dumps(from_json(request.messages), ensure_ascii=False)))
         parameters = from_json(request.parameters)
         if request.schema is not None:
             _validator(request.schema)
@@ -164,7 +164,7 @@ def _output(response: Any, schema: str | None) -> tuple[str, str]:
     if not getattr(response, "choices", None):
         raise _UnusableError(FailureKind.INVALID_OUTPUT, "the provider's answer holds no choice")
     choice = response.choices[0]
-    finish_reason = _clean(choice.finish_reason or "unknown")
+    finish_reason = clean_text(choice.finish_reason or "unknown")
     refusal = getattr(choice.message, "refusal", None)
     if refusal or finish_reason == "content_filter":
         raise _UnusableError(FailureKind.REJECTED, f"the model refused: {refusal or 'its content filter stepped in'}")
@@ -272,7 +272,7 @@ def _failure(error: Exception) -> Failure:
     kind = next((_KINDS[cause] for cause in causes if cause in _KINDS), FailureKind.UNAVAILABLE)
     message = _SECRET.sub("…", _PREFIX.sub("", str(error)))
     retry_after = _retry_after_ms(error) if kind in {FailureKind.RATE_LIMITED, FailureKind.UNAVAILABLE} else None
-    return Failure(kind, _clean(f"{type(error).__name__}: {message}")[:500], retry_after)
+    return Failure(kind, clean_text(f"{type(error).__name__}: {message}")[:500], retry_after)
 
 
 def _retry_after_ms(error: Exception) -> int | None:
@@ -291,8 +291,3 @@ def _retry_after_ms(error: Exception) -> int | None:
         return round(min(max(wait, 0), _MAX_RETRY_AFTER_MS))
     except (ValueError, OverflowError):  # neither a number nor a date
         return None
-
-
-def _clean(text: str) -> str:
-    """Return a text with question marks for lone surrogates, which UTF-8 can't say."""
-    return text.encode("utf-8", "replace").decode()

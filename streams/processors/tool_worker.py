@@ -13,7 +13,7 @@ from events.results import InboxMessage, ToolCallCompleted, ToolCallFailed
 from streams.envelope import Incoming, Outgoing, dead_letter, envelope
 from streams.settings import Settings
 from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
-from streams.workflow.expressions import EvaluationError, from_json, to_json
+from streams.workflow.expressions import EvaluationError, clean_text, from_json, to_json
 from tools.context import ToolContext
 from tools.errors import RetryableError, TerminalError
 from tools.tool import Tool
@@ -74,4 +74,4 @@ class ToolCalls:
 
 
 def _text(error: Exception) -> str:
-    return str(error).encode("utf-8", "replace").decode()[:2000]
+    return clean_text(str(error))[:2000]

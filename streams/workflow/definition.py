@@ -20,7 +20,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from streams.workflow.expressions import Json
+from streams.workflow.expressions import Json, clean_text
 from streams.workflow.spec import WorkflowSpec
 
 Place = tuple[str | int, ...]
@@ -168,7 +168,7 @@ class _Document:
 
     def _text(self, node: Node) -> str:
         text = node.value if isinstance(node, ScalarNode) else "?"
-        if text != text.encode("utf-8", "replace").decode():
+        if text != clean_text(text):
             self._give_up(node.start_mark.line, node.start_mark.column, "a text with half of a surrogate pair is none")
         return text
 

@@ -96,11 +96,11 @@ _ASCII: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_na
 
 def _clean(error: Exception) -> str:
     """Return an error's text, short and fit for UTF-8."""
-    return _clean_text(str(error))[:500]
+    return clean_text(str(error))[:500]
 
 
-def _clean_text(text: str) -> str:
-    """Return a text without lone surrogates, which have no UTF-8."""
+def clean_text(text: str) -> str:
+    """Return a text with question marks for lone surrogates, which UTF-8 can't say."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -210,8 +210,8 @@ class Expression:
         self.source = source
         if len(source) > MAX_EXPRESSION_CHARS:  # the parser recurses: what is enormous would end the process
             raise DefinitionError(f"an expression has {len(source):,} characters; the limit is {MAX_EXPRESSION_CHARS:,}")
-        if _clean_text(source) != source:
-            raise DefinitionError(f"`{_clean_text(source)}` is no CEL expression: it is not valid Unicode")
+        if clean_text(source) != source:
+            raise DefinitionError(f"`{clean_text(source)}` is no CEL expression: it is not valid Unicode")
         ordered = _in_order(source)
         self._uses_order = ordered != source
         try:

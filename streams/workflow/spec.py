@@ -19,7 +19,7 @@ import referencing.exceptions
 import referencing.jsonschema
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
-from streams.workflow.expressions import DefinitionError, Expression, Json, Template, Value, from_json, to_json
+from streams.workflow.expressions import DefinitionError, Expression, Json, Template, Value, clean_text, from_json, to_json
 
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)")
@@ -210,8 +210,8 @@ def _check_values(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise DefinitionError(f"{value} is no JSON number")
     if isinstance(value, str):
-        if not value.isascii() and value.encode("utf-8", "replace").decode() != value:
-            raise DefinitionError(f"`{value.encode('utf-8', 'replace').decode()[:100]}` is not valid Unicode")
+        if not value.isascii() and clean_text(value) != value:
+            raise DefinitionError(f"`{clean_text(value)[:100]}` is not valid Unicode")
     elif isinstance(value, Mapping):
         for key, each in value.items():
             _check_values(key)
