@@ -43,3 +43,13 @@ class ToolCall:
     call_id: str
     run_id: str
     request: ToolCallRequested
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCall:
+    """Nobody waits for this call any more: whoever makes it should stop. Topic `cancellations`, key `call_id`."""
+
+    call_id: str
+    run_id: str
+    step: str
+    reason: str

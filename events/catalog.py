@@ -16,7 +16,7 @@ from typing import Any, Final, get_args, get_origin
 
 from fastavro.schema import parse_schema, to_parsing_canonical_form
 
-from events import calls, commands, decisions, failure, results
+from events import calls, commands, decisions, failure, results, snapshots
 from events.errors import CatalogError
 
 JsonSchema = dict[str, Any]
@@ -24,21 +24,27 @@ NAMESPACE: Final = "foldflow"
 
 RECORDS: Final[tuple[type[Any], ...]] = (
     commands.WorkflowRequest,
+    commands.RunRequest,
     results.InboxMessage,
     decisions.Decision,
     calls.LlmCall,
     calls.ToolCall,
+    calls.CancelCall,
     decisions.DeadLetter,
     commands.WorkflowRegistered,
     decisions.FinishedRun,
+    snapshots.RunSnapshot,
 )
 """What stands on a topic as a value of its own."""
 
 INPUTS: Final[tuple[type[Any], ...]] = get_args(results.Input)
 EFFECTS: Final[tuple[type[Any], ...]] = get_args(decisions.Effect)
 
+_PARTS: Final = (decisions.UnreadableInput, failure.Failure, results.Usage, commands.Parent, commands.Origin)
+_PARTS_OF_SNAPSHOTS: Final = (snapshots.StepSnapshot, snapshots.Listening, snapshots.ItemFailure)
+
 TYPES: Final[dict[str, type[Any]]] = {
-    each.__name__: each for each in (*RECORDS, *INPUTS, *EFFECTS, decisions.UnreadableInput, failure.Failure, results.Usage)
+    each.__name__: each for each in (*RECORDS, *INPUTS, *EFFECTS, *_PARTS, *_PARTS_OF_SNAPSHOTS)
 }
 """Every type that has a schema, by name."""
 
@@ -101,7 +107,8 @@ def _check(annotation: Any, schema: Any, where: str) -> None:
     if not fits:
         raise CatalogError(f"{where}: {annotation} against {schema}")
     if origin is tuple:
-        _check(get_args(annotation)[0], schema["items"], where)
+        item, items = get_args(annotation)[0], schema["items"]
+        _check(item, items[0] if isinstance(items, list) and len(items) == 1 else items, where)
 
 
 def check_type(kind: type[Any]) -> None:

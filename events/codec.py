@@ -36,12 +36,18 @@ def _writer(kind: type[Any]) -> Callable[[Any], _Datum]:
             if writer is not None:
                 datum[name] = (_FULL_NAMES[type(value)], writer(value)) if (kind, name) in _UNIONS else writer(value)
             elif type(value) is tuple:
-                datum[name] = [(_FULL_NAMES[type(item)], _WRITERS[type(item)](item)) for item in value]
+                datum[name] = [_item(item) for item in value]
             else:
                 datum[name] = value
         return datum
 
     return write
+
+
+def _item(item: Any) -> Any:
+    """Return an array's item: a record as (name, record), anything else as it is."""
+    writer = _WRITERS.get(type(item))
+    return item if writer is None else (_FULL_NAMES[type(item)], writer(item))
 
 
 def _from_datum(kind: type[Any], datum: _Datum) -> Any:
@@ -53,7 +59,7 @@ def _from_datum(kind: type[Any], datum: _Datum) -> Any:
         elif type(value) is dict:
             datum[name] = _from_datum(_SINGLE[kind, name], value)
         elif type(value) is list:
-            datum[name] = tuple(_from_datum(_BY_FULL_NAME[full], item) for full, item in value)
+            datum[name] = tuple(_from_datum(_BY_FULL_NAME[item[0]], item[1]) if type(item) is tuple else item for item in value)
     return kind(**datum)
 
 
@@ -115,6 +121,14 @@ def encode(event: Any) -> bytes:
 def unframed(value: bytes) -> bytes:
     """Return the Avro body of a framed value."""
     return value[FRAME.size :]
+
+
+def kind_of(value: bytes | None) -> type[Any] | None:
+    """Return the type that a Kafka value says it holds, by its schema's id, today's or an old one; None: it says none we know."""
+    if value is None or len(value) <= FRAME.size or value[0] != _MAGIC:
+        return None
+    schema = writer_schema(FRAME.unpack_from(value)[1])
+    return None if schema is None else _BY_FULL_NAME.get(schema["name"])
 
 
 def decode(value: bytes | None, kind: type[Event]) -> Event:

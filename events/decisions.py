@@ -28,11 +28,153 @@ class RetryScheduled:
 
 
 @dataclass(frozen=True, slots=True)
+class TimerSet:
+    """A step waits until `due` (milliseconds since the epoch). Step "": the run's time limit."""
+
+    step: str
+    due: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignalAwaited:
+    """A step waits for a signal, until `due` if there is a limit."""
+
+    step: str
+    signal: str
+    correlation: str | None
+    due: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignalKept:
+    """No step waits for the decision's signal yet: it is kept for one that will."""
+
+    signal_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignalTaken:
+    """A step takes a signal; its output is the signal's payload."""
+
+    step: str
+    signal_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalRequested:
+    """A person must approve `value` (JSON). `by`: who may, empty: anybody; `editable`: they may change it."""
+
+    step: str
+    message: str
+    value: str
+    by: tuple[str, ...]
+    editable: bool
+    due: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRunRequested:
+    """Another run is started, named by this effect's id; `digest` None: the newest version. `detached`: nobody waits for it."""
+
+    step: str
+    attempt: int
+    workflow: str
+    digest: str | None
+    input: str
+    detached: bool
+    due: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntered:
+    """A step with steps of its own begins."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class MapStarted:
+    """A step begins for each of its `items` (JSON). `shared`: arguments that are the same for all of them (JSON), if any."""
+
+    step: str
+    total: int
+    items: str
+    shared: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopAdvanced:
+    """A loop goes into its iteration number `index`, from 0."""
+
+    step: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepHeld:
+    """A step could start its attempt, but is held: the run is paused, or stops before this step."""
+
+    step: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepCopied:
+    """A step has the result that it had in the run that this one was forked from; nothing was called."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepCompleted:
-    """A step has its output (JSON); None: the output of the decision's input."""
+    """A step has its output (JSON); None: the output of the decision's input, or of the step `source`."""
 
     step: str
     output: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChanged:
+    """Somebody replaced a step's output by that of the decision's input."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class UndoPlanned:
+    """Should the run fail or be cancelled, `compensation` undoes this step, with these arguments (JSON)."""
+
+    step: str
+    compensation: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallCancelled:
+    """Nobody waits for a call any more."""
+
+    step: str
+    call_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRunCancelled:
+    """Nobody waits for a child run any more: it is cancelled."""
+
+    step: str
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepCancelled:
+    """A step that waited, or had begun, goes no further."""
+
+    step: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +203,64 @@ class RunCompleted:
 
 @dataclass(frozen=True, slots=True)
 class RunFailed:
-    """The run is over without output; `step` None: the run itself could not go on."""
+    """The run is over without output; `step` None: the run itself could not go on.
+
+    `not_undone`: steps whose compensation failed, was cancelled or never began.
+    """
 
     step: str | None
     failure: Failure
+    not_undone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled:
+    """The run is over because somebody said so. `not_undone` as in RunFailed."""
+
+    by: str
+    reason: str
+    not_undone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunClosing:
+    """The run goes no further: compensations and clean-up steps follow, then its end.
+
+    `outcome`: what that will be: `completed` (with `output`), `failed` (with `failure` and its step) or `cancelled`.
+    """
+
+    outcome: str
+    output: str | None = None
+    step: str | None = None
+    failure: Failure | None = None
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaused:
+    """Nothing more is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResumed:
+    """What was held is started. `single`: and what comes next is held again."""
+
+    single: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BreakpointSet:
+    """The run stops before this step."""
+
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakpointCleared:
+    """The run stops before this step no more."""
+
+    step: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +280,28 @@ Effect = (
     | RunCompleted
     | RunFailed
     | InputIgnored
+    | TimerSet
+    | SignalAwaited
+    | SignalKept
+    | SignalTaken
+    | ApprovalRequested
+    | ChildRunRequested
+    | BlockEntered
+    | MapStarted
+    | LoopAdvanced
+    | StepHeld
+    | StepCopied
+    | OutputChanged
+    | UndoPlanned
+    | CallCancelled
+    | ChildRunCancelled
+    | StepCancelled
+    | RunCancelled
+    | RunClosing
+    | RunPaused
+    | RunResumed
+    | BreakpointSet
+    | BreakpointCleared
 )
 
 

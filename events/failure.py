@@ -23,6 +23,11 @@ class FailureKind(StrEnum):
     CONTEXT_TOO_LONG = "context_too_long"
     EXPRESSION = "expression"
     TOO_LARGE = "too_large"
+    CANCELLED = "cancelled"
+    NOT_APPROVED = "not_approved"
+    CHILD_FAILED = "child_failed"
+    LOOP_BOUND = "loop_bound"
+    TOO_MANY_FAILURES = "too_many_failures"
     INTERNAL = "internal"
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from events.commands import StartRun
+from events.commands import Command, StartRun
 from events.failure import Failure
 
 
@@ -69,13 +69,35 @@ class ToolCallFailed:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """A timer that a decision set is due; for an attempt's time limit, `timer_id` is the call's id."""
+    """A timer that a decision set is due; for an attempt's time limit, `timer_id` is the call's id. Step "": the run itself."""
 
     timer_id: str
     step: str
 
 
-Input = StartRun | LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed | TimerFired
+@dataclass(frozen=True, slots=True)
+class ChildRunCompleted:
+    """A child run is over and has its output."""
+
+    call_id: str
+    step: str
+    run_id: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRunFailed:
+    """A child run failed, was cancelled, or could not start (`run_id` as it would have been)."""
+
+    call_id: str
+    step: str
+    run_id: str
+    failure: Failure
+
+
+Result = LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed | ChildRunCompleted | ChildRunFailed
+"""Answers to calls."""
+Input = StartRun | Result | TimerFired | Command
 
 
 @dataclass(frozen=True, slots=True)

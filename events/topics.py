@@ -4,10 +4,11 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from events.calls import LlmCall, ToolCall
+from events.calls import CancelCall, LlmCall, ToolCall
 from events.commands import WorkflowRegistered, WorkflowRequest
 from events.decisions import DeadLetter, Decision, FinishedRun
 from events.results import InboxMessage
+from events.snapshots import RunSnapshot
 
 DAY_MS: Final = 24 * 60 * 60 * 1000
 QUEUE_MS: Final = 7 * DAY_MS
@@ -44,13 +45,16 @@ REQUESTS: Final = Topic("requests", WorkflowRequest, "any")
 INBOX: Final = Topic("inbox", InboxMessage, "run_id", log_append_time=True)
 DECISIONS: Final = Topic("decisions", Decision, "run_id", retention_ms=FOREVER, compression="zstd")
 FINISHED: Final = Topic("finished", FinishedRun, "run_id", retention_ms=FOREVER, cleanup="compact")
+SNAPSHOTS: Final = Topic("snapshots", RunSnapshot, "run_id/seq", retention_ms=FOREVER, cleanup="compact", compression="zstd")
 LLM_CALLS: Final = Topic("llm.calls", LlmCall, "call_id")
 TOOL_CALLS: Final = Topic("tool.calls", ToolCall, "call_id")
+CANCELLATIONS: Final = Topic("cancellations", CancelCall, "call_id", retention_ms=DAY_MS, single=True)
 SPECS: Final = Topic("specs", WorkflowRegistered, "digest", retention_ms=FOREVER, cleanup="compact", single=True)
 DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", retention_ms=FOREVER)
 
 TOPICS: Final[dict[str, Topic]] = {
-    topic.name: topic for topic in (REQUESTS, INBOX, DECISIONS, FINISHED, LLM_CALLS, TOOL_CALLS, SPECS, DEADLETTER)
+    topic.name: topic
+    for topic in (REQUESTS, INBOX, DECISIONS, FINISHED, SNAPSHOTS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS, SPECS, DEADLETTER)
 }
 
 
