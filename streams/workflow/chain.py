@@ -7,11 +7,11 @@ What can't happen to them is a record that extends nothing that was ever there: 
 That run is set aside, the rest goes on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from events.decisions import Decision, RunCompleted, RunFailed
+from events.decisions import Decision, RunCancelled, RunCompleted, RunFailed
 from events.ids import FIRST_PREV
 
 
@@ -27,12 +27,16 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a run's chain is. `first`: offset of its first decision, None while unknown; `over`: no decision can follow."""
+    """Where a run's chain is. `first`: offset of its first decision, None while unknown; `over`: no decision can follow.
+
+    `partial`: it was taken from a snapshot, so what was written on top of former decisions and lost is not known.
+    """
 
     hash: bytes = FIRST_PREV
     seq: int = 0
     first: int | None = None
     over: bool = False
+    partial: bool = False
 
 
 NEW = Head()
@@ -40,15 +44,19 @@ NEW = Head()
 
 def ends_run(decision: Decision) -> bool:
     """Whether a decision is its run's last one."""
-    return any(isinstance(effect, RunCompleted | RunFailed) for effect in decision.effects)
+    return any(isinstance(effect, RunCompleted | RunFailed | RunCancelled) for effect in decision.effects)
 
 
 @dataclass(slots=True)
 class Chain:
-    """The filter's memory of one partition. `finished`: runs known to be over, with the offset of their first decision."""
+    """The filter's memory of one partition. `finished`: runs known to be over, with the offset of their first decision.
+
+    `restored` gives the heads of runs whose decisions so far need not be read, since there is a snapshot of them.
+    """
 
     finished: Mapping[str, int] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
+    restored: Callable[[str], Head | None] = field(default=lambda _: None)
     losers: dict[str, set[bytes]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     ignored: int = 0
@@ -61,18 +69,18 @@ class Chain:
             first = self.finished.get(run)
             if first is not None and first < offset:  # its beginning was not read, or is forgotten: it is over
                 return self._ignore(Verdict.FINISHED_BEFORE)
-            head = NEW
+            head = self.restored(run) or NEW
         if run in self.broken:
             return self._ignore(Verdict.SET_ASIDE)
         if decision.prev == head.hash and decision.seq == head.seq + 1 and not head.over:
             first = offset if head.first is None and head.seq == 0 else head.first
             over = ends_run(decision)
-            self.heads[run] = Head(decision_hash, decision.seq, first, over)
+            self.heads[run] = Head(decision_hash, decision.seq, first, over, head.partial)
             if over:
                 self.losers.pop(run, None)
             return Verdict.ACCEPTED
         losers = self.losers.get(run, ())
-        if decision.seq > head.seq and decision.prev not in losers and not head.over:
+        if decision.seq > head.seq and decision.prev not in losers and not head.over and not head.partial:
             self.broken[run] = (
                 f"offset {offset}: decision {decision.seq} of run {run} extends nothing that is in the log "
                 f"(the chain stands at {head.seq}): a record was changed or is missing"

@@ -8,7 +8,7 @@ import difflib
 import importlib.resources
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn, get_args
@@ -20,11 +20,10 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from streams.workflow.check import Place, ToolSchema, check
 from streams.workflow.expressions import Json, clean_text
-from streams.workflow.spec import WorkflowSpec
+from streams.workflow.spec import NAME, WorkflowSpec
 
-Place = tuple[str | int, ...]
-"""Where in a definition: `("steps", "fetch", "needs", 0)`."""
 MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 50_000
 """How many values a file may hold, each alias counted with all that it stands for."""
@@ -53,14 +52,17 @@ class DefinitionFileError(ValueError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def load(path: Path) -> WorkflowSpec:
-    """Return the definition in a file. Raises DefinitionFileError, also for a file that can't be read."""
+def load(path: Path, tools: Mapping[str, ToolSchema] | None = None) -> WorkflowSpec:
+    """Return the definition in a file. Raises DefinitionFileError, also for a file that can't be read.
+
+    `tools`: those that there are; without them nothing is said about tools.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise DefinitionFileError([Problem(str(path), 1, 1, "", f"can't be read: {error.strerror}")]) from error
-    return parse(content, str(path))
+    return parse(content, str(path), tools)
 
 
 def load_all(paths: Iterable[Path]) -> dict[str, WorkflowSpec]:
@@ -89,10 +91,17 @@ def builtin() -> dict[str, WorkflowSpec]:
     return {spec.name: spec for spec in [parse(each.read_bytes(), each.name) for each in files]}
 
 
-def parse(content: bytes, file: str) -> WorkflowSpec:
+def parse(content: bytes, file: str, tools: Mapping[str, ToolSchema] | None = None) -> WorkflowSpec:
     """Return the definition in a YAML text. Raises DefinitionFileError; `file` is what its problems call the text."""
     document = _Document(file)
-    spec = _checked(document, document.read(content))
+    data = document.read(content)
+    readable = not document.problems
+    spec, mended = _checked(document, data)
+    if spec is not None and readable:
+        for finding in check(spec, tools):
+            place = _in_file(data, finding.place)
+            if not any(place[: len(each)] == each for each in mended):
+                document.report(place, finding.message)
     if spec is None or document.problems:
         raise DefinitionFileError(document.problems)
     return spec
@@ -204,50 +213,88 @@ def _spelled(place: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
-def _checked(document: _Document, data: dict[str, Json]) -> WorkflowSpec | None:
-    """Return the definition, or None when it is wrong.
+def _checked(document: _Document, data: dict[str, Json]) -> tuple[WorkflowSpec | None, set[Place]]:
+    """Return the definition, None when it can't be understood; and the places where something harmless stands for what is wrong.
 
     The first wrong step ends its judgement. So what was found wrong is made harmless and the rest is judged again.
     """
     seen: set[Place] = set()
+    mended: set[Place] = set()
     while True:
         try:
-            return WorkflowSpec.model_validate(data)
+            return WorkflowSpec.model_validate(data), mended
         except ValidationError as error:
             # When no step is right, pydantic also says that there are too few.
             errors = [each for each in error.errors(include_url=False) if each["type"] != "too_short" or not each["input"]]
-            places = {_report(document, data, each) for each in errors}
+            places = _report(document, data, errors)
         defused = [_defuse(data, place) for place in places]
         if places & seen or not all(defused):
-            return None
+            return None, mended
         seen |= places
+        mended |= {place for place in defused if place}
 
 
-_NAMED: Final = re.compile(r"(steps\.\w+(?:\.\w+)*|input|output): (.*)", re.DOTALL)
+_NAMED: Final = re.compile(r"((?:steps|switch|finally|compensations)(?:\.\w+)*|input|output): (.*)", re.DOTALL)
+_PARTS: Final = frozenset({"steps", "finally", "compensations"})
 
 
-def _report(document: _Document, data: dict[str, Json], error: ErrorDetails) -> Place:
-    """Record a problem that pydantic found and return its place."""
-    place: Place = error["loc"]
-    if isinstance(steps := data.get("steps"), dict) and len(place) > 1 and isinstance(place[1], int):
-        place = ("steps", list(steps)[place[1]], *place[2:])
-    reason = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
-    if not place and (named := _NAMED.fullmatch(reason)):
-        place, reason = tuple(named[1].split(".")), named[2]
-        if isinstance(steps, list) and place[0] == "steps":
-            index = next(i for i, step in enumerate(steps) if step["name"] == place[1])
-            place = ("steps", index, *place[2:])
-    match error["type"]:
-        case "value_error":
+def _report(document: _Document, data: dict[str, Json], errors: list[ErrorDetails]) -> set[Place]:
+    """Record the problems that pydantic found and return their places."""
+    places: set[Place] = set()
+    alternatives: dict[Place, list[ErrorDetails]] = {}
+    for error in errors:
+        place = _in_file(data, error["loc"], known=error["type"] != "missing")
+        if error["type"] == "value_error":
+            reason = str(error["ctx"]["error"])
+            if named := _NAMED.fullmatch(reason):
+                place, reason = _in_file(data, (*place, *named[1].split("."))), named[2]
             document.report(place, reason)
-        case "extra_forbidden":
+        elif error["type"] == "extra_forbidden":
             document.report(place, f"unknown key `{place[-1]}`{_nearest(error['loc'])}", place[:-1])
-        case "missing":
+        elif error["type"] == "missing":
             document.report(place, f"`{place[-1]}` is missing", place[:-1])
+        else:
+            alternatives.setdefault(place, []).append(error)
+        places.add(place)
+    for place, each in alternatives.items():
+        wanted = dict.fromkeys(_wanted(error) for error in each)
+        document.report(place, f"must {' or '.join(wanted)}, not `{str(each[0]['input'])[:60]}`")
+    return places
+
+
+def _wanted(error: ErrorDetails) -> str:
+    """Return what a value must be, as people say it."""
+    match error["type"]:
+        case "model_type":
+            return "be a mapping"
+        case "tuple_type":
+            return "be a mapping by name" if error["loc"][-1] in {*_PARTS, "switch"} else "be a list"
         case _:
-            rest = re.sub(r"^\w+ should ", "must ", error["msg"])
-            document.report(place, f"{rest}, not `{str(error['input'])[:60]}`")
-    return place
+            return re.sub(r"^\w+ should ", "", error["msg"])
+
+
+def _in_file(data: Json, place: Place, *, known: bool = False) -> Place:
+    """Return how the file spells a place: by key what it has by key, by number what it lists.
+
+    `known`: what isn't in the file is no part of the place, but says which of several types was tried.
+    """
+    found: list[str | int] = []
+    value = data
+    for index, part in enumerate(place):
+        match value, part:
+            case dict(), int() if part < len(value):
+                key, value = list(value.items())[part]
+            case dict(), str() if part in value:
+                key, value = part, value[part]
+            case list(), int() if part < len(value):
+                key, value = part, value[part]
+            case list(), str() if part in (names := [isinstance(each, dict) and each.get("name") for each in value]):
+                key = names.index(part)
+                value = value[key]
+            case _:
+                return tuple(found) if known else (*found, *place[index:])
+        found.append(key)
+    return tuple(found)
 
 
 def _nearest(place: Place) -> str:
@@ -272,27 +319,69 @@ def _submodels(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """Return the models that a model's fields hold, themselves or in a tuple, by key."""
     found = {}
     for key, info in zip(_keys(model), model.model_fields.values(), strict=True):
-        for each in (info.annotation, *get_args(info.annotation)):
+        for each in _types(info.annotation):
             if isinstance(each, type) and issubclass(each, BaseModel):
                 found[key] = each
     return found
 
 
-def _defuse(data: dict[str, Json], place: Place) -> bool:
-    """Replace what is wrong by something harmless; False if that would make other things wrong."""
-    match place:
-        case ("steps", name, *rest) if rest != ["name"]:
-            steps = data["steps"]
-            names = list(steps) if isinstance(steps, dict) else [isinstance(each, dict) and each.get("name") for each in steps]
-            at = names.index(name) if isinstance(name, str) else name
-            needs = steps[name].get("needs") if isinstance(steps[name], dict) else None
-            # Its needs stay: steps after it may name what it needs.
-            kept = [need for need in needs if need in names[:at]] if isinstance(needs, list) else []
-            steps[name] = {"name": names[at], "needs": kept, "transform": 0}
-            return isinstance(names[at], str)
-        case (str(key), *_) if key != "steps":
-            data.pop(key, None)
-            data.setdefault("name", "unnamed")
-            return True
-        case _:
-            return False
+def _types(annotation: object) -> Iterator[object]:
+    """Yield a type and all that it is made of."""
+    yield annotation
+    for each in get_args(annotation):
+        yield from _types(each)
+
+
+def _defuse(data: dict[str, Json], place: Place) -> Place | None:
+    """Replace what is wrong by something harmless and return its place; None if that would make other things wrong."""
+    where = _step_around(place)
+    if where is None:
+        if not place or place[0] in _PARTS:
+            return None
+        data.pop(str(place[0]), None)
+        data.setdefault("name", "unnamed")
+        return place[:1]
+    parts: Json = data
+    for key in where[:-1]:
+        parts = parts[key]
+    kind, name = where[-2:]
+    names = list(parts) if isinstance(parts, dict) else [isinstance(each, dict) and each.get("name") for each in parts]
+    at = names.index(name) if isinstance(name, str) else name
+    if place[len(where) :] == ("name",) or not isinstance(names[at], str):
+        return None
+    wrong = place[len(where)] if len(place) > len(where) else None
+    if wrong in ("repeat", "for_each", "when") and isinstance(parts[name], dict):
+        # What it does can still be judged.
+        parts[name][wrong] = _harmless(wrong, parts[name][wrong])
+        return (*where, wrong)
+    if kind == "compensations":
+        parts[name] = {"name": names[at], "tool": {"name": "unknown"}}
+    elif kind == "switch":
+        # A case without a condition would be the last one.
+        parts[name] = {"name": names[at], "when": "true", "wait_for": {"signal": "unknown"}}
+    else:
+        # Its needs stay: steps after it may name what it needs. Of the output of a wait for a signal nothing is known.
+        needs = parts[name].get("needs") if isinstance(parts[name], dict) else None
+        kept = [need for need in needs if need in names[:at]] if isinstance(needs, list) else []
+        parts[name] = {"name": names[at], "needs": kept, "wait_for": {"signal": "unknown"}}
+    return where
+
+
+def _harmless(key: str | int, was: Json) -> Json:
+    """Return a condition that holds, or a loop whose steps see the same variables."""
+    if key == "when":
+        return "true"
+    if key == "repeat":
+        return {"until": "true", "at_most": 1}
+    name = was.get("as") if isinstance(was, dict) else None
+    return {"items": [], **({"as": name} if isinstance(name, str) and re.match(NAME, name) else {})}
+
+
+def _step_around(place: Place) -> Place | None:
+    """Return the place of the innermost step (or compensation) that a place lies in."""
+    if len(place) < 2 or place[0] not in _PARTS:  # noqa: PLR2004 - a key and a name
+        return None
+    end = 2
+    while len(place) > end + 1 and place[end] in ("steps", "switch") and place[0] != "compensations":
+        end += 2
+    return place[:end]

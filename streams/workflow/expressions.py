@@ -1,32 +1,35 @@
-"""What a workflow definition may compute: CEL expressions, values with expressions in them, and Jinja2 templates.
+"""What a workflow definition may compute: CEL expressions, and values with expressions in them.
 
-All three are pure and see two variables: `input` and `steps`. CEL's runtime keeps maps in random order, so two things are done
-about it here: what an expression returns is always written as canonical JSON, and macros (`.map(…)`, `.exists(…)` and the like)
-go over a map's keys in sorted order. Templates see data only, no Python methods.
+Both are pure and see `input`, `steps`, and inside of loops a few variables more. CEL's runtime keeps maps in random order, so two
+things are done about it here: what an expression returns is always written as canonical JSON, and macros (`.map(…)`, `.exists(…)`
+and the like) go over a map's keys in sorted order. What a value only passes on (`=steps.fetch.output`) is never looked into: its
+text goes on as it is, which is quick, and leaves a payload that lies in the object store where it is.
 """
 
 import difflib
-import functools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import cel
-import jinja2
-from jinja2 import nodes
-from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 Json = Any
-Scope = Mapping[str, Json]
 VARIABLES: Final = ("input", "steps")
 MAX_EXPRESSION_CHARS: Final = 4096
-_LARGEST: Final = 1024 * 1024
 MAX_DEPTH: Final = 200
 """How deep JSON may be nested: a fixed bound, since Python's own depends on how deep the caller stands."""
+
+
+class Scope(dict[str, Json]):
+    """What an expression sees: variables by name. `texts`: JSON texts of outputs that are only passed on, by step."""
+
+    __slots__ = ("texts",)
+
+    def __init__(self, variables: Mapping[str, Json], texts: Mapping[str, str] | None = None) -> None:
+        super().__init__(variables)
+        self.texts: Mapping[str, str] = texts or {}
 
 
 class DefinitionError(ValueError):
@@ -50,7 +53,7 @@ def to_json(value: Json) -> str:
             except UnicodeEncodeError:
                 text = _ASCII.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"not a JSON value: {_clean(error)}") from error
+        raise EvaluationError(f"not a JSON value: {cleaned(error)}") from error
     return text
 
 
@@ -61,7 +64,7 @@ def from_json(text: str) -> Json:
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"not JSON: {_clean(error)}") from error
+        raise EvaluationError(f"not JSON: {cleaned(error)}") from error
 
 
 def _refuse_constant(name: str) -> Json:
@@ -94,7 +97,7 @@ _READABLE: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), s
 _ASCII: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
-def _clean(error: Exception) -> str:
+def cleaned(error: Exception) -> str:
     """Return an error's text, short and fit for UTF-8."""
     return clean_text(str(error))[:500]
 
@@ -161,7 +164,34 @@ def _in_order(source: str) -> str:
             start = code[_receiver_start(tokens, code, place - 1)]
             opening[start] = opening.get(start, 0) + 1
             closing[code[place - 1]] = closing.get(code[place - 1], 0) + 1
-    return "".join(")" * closing.get(i, 0) + "ordered(" * opening.get(i, 0) + text for i, (_, text) in enumerate(tokens))
+    adding, added = _additions(tokens, code)
+    return "".join(
+        ")" * closing.get(i, 0) + "addend(" * adding.count(i) + "ordered(" * opening.get(i, 0) + text + ")" * added.count(i)
+        for i, (_, text) in enumerate(tokens)
+    )
+
+
+_LOOSER: Final = frozenset({"+", "-", "<", ">", "=", "!", "&", "|", "?", ":", ",", ")", "]", "}"})
+
+
+def _additions(tokens: list[tuple[str, str]], code: list[int]) -> tuple[list[int], list[int]]:
+    """Return the first and the last tokens of what is added to something that may be a list."""
+    first, last = [], []
+    for place in range(1, len(code) - 1):
+        kind, text = tokens[code[place - 1]]
+        if tokens[code[place]][1] != "+" or kind in ("string", "number") or not (kind == "name" or text in _OPEN):
+            continue
+        at, depth = place + 1, 0
+        while at < len(code):
+            kind, text = tokens[code[at]]
+            if depth == 0 and (text in _LOOSER or text == "in") and (text not in "+-!" or at > place + 1):
+                break
+            depth += (text in _OPEN.values()) - (text in _OPEN)
+            at += 1
+        if at > place + 2 or tokens[code[place + 1]][0] not in ("string", "number"):
+            first.append(code[place + 1])
+            last.append(code[at - 1])
+    return first, last
 
 
 def _ordered(value: Json) -> Json:
@@ -169,7 +199,14 @@ def _ordered(value: Json) -> Json:
     return sorted(value) if isinstance(value, dict) else value
 
 
-_FUNCTIONS: Final = {"ordered": _ordered}
+def _addend(value: Json) -> Json:
+    """Refuse a map: the library would add its keys to a list, in random order."""
+    if isinstance(value, dict):
+        raise TypeError("a map can't be added to something")
+    return value
+
+
+_FUNCTIONS: Final = {"ordered": _ordered, "addend": _addend}
 
 
 def _steps_named(source: str) -> set[str]:
@@ -201,12 +238,20 @@ def _bound_names(source: str) -> set[str]:
     }
 
 
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """Return what to say about a variable that isn't there."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    seen = " and ".join([", ".join(f"`{each}`" for each in known[:-1]), f"`{known[-1]}`"])
+    return f"`{name}` is not defined" + (f"; did you mean `{near[0]}`?" if near else f"; an expression sees {seen}")
+
+
 class Expression:
-    """A compiled CEL expression. `steps`: the steps that it names."""
+    """A compiled CEL expression that may use `variables`. `steps`, `names`: the steps and variables that it does use."""
 
-    __slots__ = ("_program", "_uses_order", "source", "steps")
+    __slots__ = ("_program", "_uses_order", "names", "source", "steps", "whole")
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, variables: Iterable[str] = VARIABLES) -> None:
         self.source = source
         if len(source) > MAX_EXPRESSION_CHARS:  # the parser recurses: what is enormous would end the process
             raise DefinitionError(f"an expression has {len(source):,} characters; the limit is {MAX_EXPRESSION_CHARS:,}")
@@ -221,10 +266,10 @@ class Expression:
             reason = str(error).removeprefix(f"Failed to parse expression '{ordered}': ").splitlines()[0]
             raise DefinitionError(f"`{source}` is no CEL expression: {reason}") from error
         self.steps = frozenset(_steps_named(source))
-        for name in sorted(set(self._program.variables()) - set(VARIABLES) - _bound_names(source)):
-            near = difflib.get_close_matches(name, VARIABLES, 1)
-            hint = f"; did you mean `{near[0]}`?" if near else "; an expression sees `input` and `steps`"
-            raise DefinitionError(f"`{source}`: `{name}` is not defined{hint}")
+        self.names = frozenset(set(self._program.variables()) - _bound_names(source)) | ({"steps"} if self.steps else frozenset())
+        for name in sorted(self.names - set(variables)):
+            raise DefinitionError(f"`{source}`: {unknown_name(name, variables)}")
+        self.whole: frozenset[str] = frozenset()
 
     def evaluate(self, scope: Scope) -> Json:
         """Return the value, made of what JSON knows. Raises EvaluationError."""
@@ -232,7 +277,7 @@ class Expression:
             context = cel.Context(variables=dict(scope), functions=_FUNCTIONS) if self._uses_order else dict(scope)
             return self._program.execute(context)
         except Exception as error:  # CEL's runtime raises ValueError, TypeError, RuntimeError, KeyError, ZeroDivisionError …
-            reason = f"there is no {error}" if isinstance(error, KeyError) else _clean(error)
+            reason = f"there is no {error}" if isinstance(error, KeyError) else cleaned(error)
             raise EvaluationError(f"`{self.source}`: {reason}") from error
 
     def holds(self, scope: Scope) -> bool:
@@ -245,40 +290,72 @@ class Expression:
 
 # --- Values with expressions in them ---
 
+_WHOLE: Final = re.compile(r"=\s*steps\.([A-Za-z_][A-Za-z0-9_]*)\.output\s*")
+
+
+class Whole:
+    """A step's whole output, passed on as it is."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
 
 class Value:
-    """A JSON value in which each string that starts with `=` is an expression (`==` writes a literal `=`)."""
+    """A JSON value in which each string that starts with `=` is an expression (`==` writes a literal `=`).
 
-    __slots__ = ("_constant", "_value", "steps")
+    `steps`: the steps that it looks into; `whole`: those whose output it only passes on; `names`: the variables that it uses.
+    """
 
-    def __init__(self, value: Json) -> None:
-        self._value = _compiled(value)
-        found = list(_expressions(self._value))
-        self.steps: frozenset[str] = frozenset().union(*(each.steps for each in found))
-        self._constant = None if found else to_json(_filled(self._value, {}))
+    __slots__ = ("_constant", "_texts", "_value", "names", "steps", "whole")
+
+    def __init__(self, value: Json, variables: Iterable[str] = VARIABLES) -> None:
+        self._take(_compiled(value, tuple(variables)))
+
+    def _take(self, compiled: Json) -> None:
+        self._value = compiled
+        found = list(_expressions(compiled))
+        expressions = [each for each in found if isinstance(each, Expression)]
+        self.whole = frozenset(each.step for each in found if isinstance(each, Whole))
+        self.steps: frozenset[str] = frozenset().union(*(each.steps for each in expressions))
+        self.names: frozenset[str] = frozenset().union(*(each.names for each in expressions))
+        self._texts = _joined(_texts(compiled))
+        self._constant = None if found else to_json(compiled)
+
+    def parts(self) -> "dict[str, Value]":
+        """Return the items of a value that is a mapping, each a value of its own."""
+        parts = {key: object.__new__(Value) for key in self._value}
+        for key, part in parts.items():
+            part._take(self._value[key])  # noqa: SLF001 - made here, by this class
+        return parts
 
     def evaluate(self, scope: Scope) -> str:
         """Return the value as canonical JSON. Raises EvaluationError."""
-        return self._constant if self._constant is not None else to_json(_filled(self._value, scope))
+        if self._constant is not None:
+            return self._constant
+        return "".join([each if isinstance(each, str) else _text(each, scope) for each in self._texts])
 
 
-def _compiled(value: Json) -> Json:
+def _compiled(value: Json, variables: tuple[str, ...]) -> Json:
     match value:
         case str() if value.startswith("=="):
             return value[1:]
+        case str() if whole := _WHOLE.fullmatch(value):
+            return Whole(whole[1])
         case str() if value.startswith("="):
-            return Expression(value[1:].strip())
+            return Expression(value[1:].strip(), variables)
         case dict():
-            return {key: _compiled(each) for key, each in value.items()}
+            return {key: _compiled(each, variables) for key, each in value.items()}
         case list() | tuple():
-            return [_compiled(each) for each in value]
+            return [_compiled(each, variables) for each in value]
         case _:
             return value
 
 
-def _expressions(value: Json) -> Iterator[Expression]:
+def _expressions(value: Json) -> "Iterator[Expression | Whole]":
     match value:
-        case Expression():
+        case Expression() | Whole():
             yield value
         case dict():
             for each in value.values():
@@ -288,128 +365,36 @@ def _expressions(value: Json) -> Iterator[Expression]:
                 yield from _expressions(each)
 
 
-def _filled(value: Json, scope: Scope) -> Json:
+def _texts(value: Json) -> "Iterator[str | Expression | Whole]":
+    """Yield the pieces of canonical JSON that the value is made of: texts, and what they are computed by."""
     match value:
-        case Expression():
-            return value.evaluate(scope)
+        case Whole() | Expression():
+            yield value
         case dict():
-            return {key: _filled(each, scope) for key, each in value.items()}
+            for number, key in enumerate(sorted(value)):
+                yield f"{',' if number else '{'}{to_json(key)}:"
+                yield from _texts(value[key])
+            yield "}" if value else "{}"
         case list():
-            return [_filled(each, scope) for each in value]
+            for number, each in enumerate(value):
+                yield "," if number else "["
+                yield from _texts(each)
+            yield "]" if value else "[]"
         case _:
-            return value
+            yield to_json(value)
 
 
-# --- Templates ---
+def _joined(pieces: "Iterable[str | Expression | Whole]") -> "list[str | Expression | Whole]":
+    """Return the pieces with texts that stand together made one."""
+    found: list[str | Expression | Whole] = []
+    for each in pieces:
+        if isinstance(each, str) and found and isinstance(last := found[-1], str):
+            found[-1] = last + each
+        else:
+            found.append(each)
+    return found
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Shows data, and nothing of Python: no methods (`input.items` is a key), no generators, nothing with an address."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return a map's item, a loop's variable, or a group's field."""
-        if isinstance(obj, LoopContext) or attribute in getattr(obj, "_fields", ()):
-            return super().getattr(obj, attribute)
-        return self.getitem(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        """Return an item of a map, a list or a text."""
-        try:
-            return obj[argument]
-        except (LookupError, TypeError, AttributeError):
-            return self.undefined(obj=obj, name=str(argument))
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Multiply, but make nothing enormous: `'a' * 300000000` would be made before anybody could measure it."""
-        sizes = [len(each) if isinstance(each, str | list | tuple) else abs(each) for each in (left, right) if _sized(each)]
-        if operator == "**" or (len(sizes) == 2 and math.prod(sizes) > _LARGEST and not _numbers(left, right)):  # noqa: PLR2004
-            raise EvaluationError(f"template: {operator} makes something too large")
-        return super().call_binop(context, operator, left, right)
-
-
-def _sized(value: Any) -> bool:
-    return isinstance(value, str | list | tuple | int | float)
-
-
-def _numbers(*values: Any) -> bool:
-    return all(isinstance(value, int | float) for value in values)
-
-
-def _listed(function: Any) -> Any:
-    """Return a filter that gives a list where it gave a generator."""
-
-    @functools.wraps(function)
-    def listed(*arguments: Any, **options: Any) -> Any:
-        result = function(*arguments, **options)
-        return list(result) if isinstance(result, Iterator) else result
-
-    return listed
-
-
-def _shown(value: Any) -> Any:
-    """Refuse to print what is no data."""
-    if value is None or isinstance(value, str | int | float | list | dict | tuple | jinja2.Undefined):
-        return value
-    raise EvaluationError(f"template: a {type(value).__name__} can't be printed")
-
-
-def _sandbox() -> _Sandbox:
-    environment = _Sandbox(undefined=jinja2.StrictUndefined, autoescape=False, finalize=_shown)
-    for chance in ("random", "pprint"):
-        environment.filters.pop(chance)
-    environment.filters |= {name: _listed(function) for name, function in environment.filters.items()}
-    environment.filters["tojson"] = to_json
-    environment.globals.clear()
-    environment.globals["range"] = safe_range
-    return environment
-
-
-_SANDBOX: Final = _sandbox()
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A compiled prompt. `steps`: the steps that it names."""
-
-    source: str
-    steps: frozenset[str] = field(init=False)
-    _template: jinja2.Template = field(init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            tree = _SANDBOX.parse(self.source)
-            object.__setattr__(self, "_template", _SANDBOX.from_string(self.source))
-        except jinja2.TemplateSyntaxError as error:
-            raise DefinitionError(f"template, line {error.lineno}: {error.message}") from error
-        object.__setattr__(self, "steps", frozenset(self._named(tree)))
-
-    def _named(self, tree: nodes.Template) -> Iterator[str]:
-        fixed = 0
-        selectors: list[nodes.Getattr | nodes.Getitem] = [*tree.find_all(nodes.Getattr), *tree.find_all(nodes.Getitem)]
-        for node in selectors:
-            if isinstance(node.node, nodes.Name) and node.node.name == "steps":
-                key = nodes.Const(node.attr) if isinstance(node, nodes.Getattr) else node.arg
-                if not isinstance(key, nodes.Const):
-                    raise DefinitionError("template: `steps` needs the name of a step behind it: steps.NAME")
-                fixed += 1
-                yield str(key.value)
-        names = [node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"]
-        if names.count("steps") != fixed:
-            raise DefinitionError("template: `steps` needs the name of a step behind it: steps.NAME")
-
-    def render(self, scope: Scope) -> str:
-        """Return the text. Raises EvaluationError."""
-        parts, size = [], 0
-        try:
-            for part in self._template.generate(scope):
-                parts.append(part)
-                size += len(part)
-                if size > _LARGEST:
-                    raise EvaluationError(f"template: its text is too large; the limit is {_LARGEST:,} characters")  # noqa: TRY301
-            return "".join(parts)
-        except EvaluationError:
-            raise
-        except Exception as error:  # a template can raise anything that Python's operators raise
-            raise EvaluationError(f"template: {_clean(error)}") from error
+def _text(value: "Expression | Whole", scope: Scope) -> str:
+    """Return the canonical JSON of what is computed; of what is only passed on, the text as it is."""
+    return scope.texts.get(value.step, "null") if isinstance(value, Whole) else to_json(value.evaluate(scope))

@@ -3,46 +3,33 @@
 A definition is data. Its canonical form leaves out what has its default value, so a default written out, another order of keys or
 another spelling of a duration is the same version; and a new setting with a default changes no digest. A default may therefore
 never change. The order of steps counts: it is the order in which steps that are ready at once are requested.
+
+The descriptions of the fields below are the workflow reference: it is generated from them.
 """
 
-import difflib
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import jsonschema
 import referencing
 import referencing.exceptions
 import referencing.jsonschema
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from streams.workflow.expressions import DefinitionError, Expression, Json, Template, Value, clean_text, from_json, to_json
+from events.failure import FailureKind
+from streams.workflow.expressions import DefinitionError, Json, clean_text, from_json, to_json
+from streams.workflow.times import ComputedDuration, Duration, instant
 
-_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|s|m|h|d)")
-_LONGEST_MS: Final = 3650 * 86_400_000
-"""Ten years: what is added to a time stays a time."""
+if TYPE_CHECKING:
+    from streams.workflow.plan import Plan
+
 NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
-
-
-def milliseconds(value: Any) -> Any:
-    """Return a duration such as `500ms`, `60s`, `1.5m`, `2h` or `3d` in milliseconds; whole milliseconds pass."""
-    if isinstance(value, bool):
-        raise ValueError("a duration is written 500ms, 60s, 5m, 2h or 3d")  # noqa: TRY004 - pydantic reports ValueErrors
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if not match:
-            raise ValueError(f"`{value}` is no duration; write 500ms, 60s, 5m, 2h or 3d")
-        return round(float(match[1]) * _UNITS[match[2]])
-    return value
-
-
-Duration = Annotated[
-    int, BeforeValidator(milliseconds), Field(gt=0, le=_LONGEST_MS), PlainSerializer(lambda ms: f"{ms}ms", return_type=str)
-]
+KINDS: Final = ("llm", "tool", "transform", "run", "wait_for", "approval", "sleep", "sleep_until", "switch", "steps")
+"""What a step can do: each of its fields of these names is one."""
+StepName = Annotated[str, Field(pattern=NAME)]
 
 
 class _Part(BaseModel):
@@ -50,12 +37,16 @@ class _Part(BaseModel):
 
 
 class Retry(_Part):
-    """Which attempts a step has; a failure kind that can't be helped by trying again is never retried."""
+    """Which attempts a step has, and how long it waits between them."""
 
     attempts: Annotated[int, Field(ge=1, le=100)] = Field(3, description="How often it is tried altogether.")
     initial: Duration = Field(1000, description="Wait before the second attempt.")
     factor: Annotated[float, Field(ge=1, le=10)] = Field(2.0, description="By what the wait grows from attempt to attempt.")
-    maximum: Duration = Field(60_000, description="Longest wait.")
+    maximum: Duration = Field(60_000, description="Longest wait; one that the failure itself asks for wins.")
+    kinds: tuple[FailureKind, ...] | None = Field(
+        None, description="Kinds of failures after which it is tried again; without them those that another attempt can help."
+    )
+    within: Duration | None = Field(None, description="No attempt starts later than this after the first one.")
 
 
 class Llm(_Part):
@@ -83,10 +74,70 @@ class Tool(_Part):
     arguments: dict[str, Any] = Field({}, description="Its arguments; a string that starts with `=` is a CEL expression.")
 
 
-class Step(_Part):
-    """A node of the workflow: one of `llm`, `tool` and `transform`."""
+class ChildRun(_Part):
+    """Starts another run, of another workflow or of this one, and waits for its output."""
 
-    name: Annotated[str, Field(pattern=NAME)] = Field(description="Name, unique in the workflow; in YAML the key.")
+    workflow: str = Field(description="Name of the workflow.")
+    version: str | None = Field(None, description="Its digest; without one, the newest version when the run starts.")
+    input: Any = Field({}, description="Input of the run: a value with CEL expressions.")
+    detached: bool = Field(
+        False, description="Whether to go on at once, without its output; a detached run isn't cancelled with this one."
+    )
+
+
+class WaitFor(_Part):
+    """Waits for a signal; its payload is the output. A signal that came before its step was kept for it."""
+
+    signal: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="Name of the signal.")
+    correlation: str | None = Field(
+        None,
+        description="Only a signal with this correlation is taken, a text or `=` and a CEL expression; without it any is.",
+    )
+    timeout: Duration | None = Field(None, description="How long to wait; without it, for ever.")
+    otherwise: Any = Field(
+        None, description="Output when that time is over, a value with CEL expressions (`=null` for none); else the step fails."
+    )
+
+
+class Approval(_Part):
+    """Asks a person. The output says `approved`, `by`, `reason`, `edited` and the `value` as it was approved."""
+
+    message: str = Field(description="What the person is asked: a Jinja2 template.")
+    show: Any = Field(None, description="What is to be approved: a value with CEL expressions.")
+    by: tuple[str, ...] = Field((), description="Who may answer; without names, anybody who can write to the topic.")
+    editable: bool = Field(False, description="Whether they may change the value.")
+    deadline: Duration | None = Field(None, description="How long to wait; without it, for ever.")
+    otherwise: Literal["fail", "approve", "reject"] = Field("fail", description="What happens when that time is over.")
+    on_reject: Literal["fail", "continue"] = Field(
+        "fail", description="Whether the step fails when it is rejected, or has the output `approved: false`."
+    )
+
+
+class ForEach(_Part):
+    """Runs the step once for each item, many at a time; the output has the items' outputs in the items' order."""
+
+    items: Any = Field(description="The items: `=` and a CEL expression that gives a list, or a list.")
+    name: StepName = Field("item", alias="as", description="What the step calls its item; `index` is its number, from 0.")
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = Field(100, description="How many items are under way at most.")
+    tolerate: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="How many items may fail; their output is null, and `failures` of the step lists why."
+    )
+
+
+class Repeat(_Part):
+    """Runs the step again and again; it sees `last`, the output of the time before (null at first), and `index`, from 0."""
+
+    until: str = Field(description="CEL condition for the end, looked at after each time; `last` is the new output.")
+    at_most: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="How often at most.")
+    otherwise: Literal["fail", "last"] = Field(
+        "fail", description="What happens when the condition never held: the step fails, or has its last output."
+    )
+
+
+class Step(_Part):
+    """A node of the workflow. It does one thing; `for_each` and `repeat` let it do that more than once."""
+
+    name: StepName = Field(description="Name; in YAML the key. Steps that can see each other have different ones.")
     needs: tuple[str, ...] = Field(
         (), description="Earlier steps that must be settled (completed, skipped or failed and tolerated) before."
     )
@@ -94,17 +145,72 @@ class Step(_Part):
     llm: Llm | None = Field(None, description="Ask a model.")
     tool: Tool | None = Field(None, description="Call a tool.")
     transform: Any = Field(None, description="A value with CEL expressions in it: the output, without any call.")
+    run: ChildRun | None = Field(None, description="Start another run.")
+    wait_for: WaitFor | None = Field(None, description="Wait for a signal.")
+    approval: Approval | None = Field(None, description="Ask a person.")
+    sleep: ComputedDuration | None = Field(None, description="Wait: `3d`, or `=` and a CEL expression that gives such a text.")
+    sleep_until: str | None = Field(
+        None, description="Wait until then: `2026-12-24T18:00:00+01:00`, or `=` and a CEL expression that gives such a text."
+    )
+    switch: tuple["Step", ...] | None = Field(
+        None, description="Steps of which the first whose `when` holds is taken, one without `when` always; its output is theirs."
+    )
+    steps: tuple["Step", ...] | None = Field(None, description="Steps of its own; the output is the last one's, or `output`.")
+    output: Any = Field(None, description="Output of a step with steps of its own: a value with CEL expressions over them.")
+    for_each: ForEach | None = Field(None, description="Do it for each item of a list.")
+    repeat: Repeat | None = Field(None, description="Do it again until a condition holds.")
     on_failure: Literal["fail", "continue"] = Field(
         "fail", description="Whether the run fails with this step or goes on without it."
     )
+    retry: Retry = Field(Retry(), description="Which attempts its calls have.")
+    timeout: Duration = Field(60_000, description="Time limit of one attempt of a call.")
+    time_limit: Duration | None = Field(None, description="Time limit of the whole step, with all attempts and waits.")
+    compensation: str | None = Field(
+        None, description="What undoes this step when the run fails or is cancelled: a name from `compensations`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inner_by_name(cls, data: Any) -> Any:
+        return by_name(by_name(data, "steps"), "switch")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a step is one of {', '.join(KINDS)}; this one has {' and '.join(given) or 'none of them'}")
+        if self.for_each and self.repeat:
+            raise ValueError("a step has either for_each or repeat; put one of them into a step with steps of its own")
+        if self.output is not None and self.steps is None:
+            raise ValueError("`output` is for a step with steps of its own; what it does gives this one's")
+        for kind in ("steps", "switch"):
+            if getattr(self, kind) == ():
+                raise ValueError(f"`{kind}` is empty")
+        if self.sleep_until is not None and not self.sleep_until.startswith("="):
+            instant(self.sleep_until)
+        if "timeout" in self.model_fields_set and not (self.llm or self.tool):
+            raise ValueError("`timeout` is for one attempt of a call to a model or a tool; use `time_limit`")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """What it does."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+
+class Compensation(_Part):
+    """Undoes what a step did. Its arguments are computed when the step completes, from what that sees and its `output`."""
+
+    name: StepName = Field(description="Name; in YAML the key.")
+    tool: Tool | None = Field(None, description="Call a tool.")
+    run: ChildRun | None = Field(None, description="Start another run.")
     retry: Retry = Field(Retry(), description="Which attempts it has.")
     timeout: Duration = Field(60_000, description="Time limit of one attempt.")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [kind for kind in ("llm", "tool", "transform") if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"a step is one of llm, tool and transform; this one has {' and '.join(given) or 'none of them'}")
+        if (self.tool is None) == (self.run is None):
+            raise ValueError("a compensation is one of tool and run")
         return self
 
 
@@ -116,16 +222,19 @@ class WorkflowSpec(_Part):
     input: dict[str, Any] = Field({}, description="JSON Schema of a run's input; defaults of its properties are filled in.")
     steps: Annotated[tuple[Step, ...], Field(min_length=1)] = Field(description="Steps, in an order in which they could run.")
     output: Any = Field(None, description="Output of the run: a value with CEL expressions; without one the last step's output.")
+    compensations: tuple[Compensation, ...] = Field((), description="What undoes steps, by name.")
+    final: tuple[Step, ...] = Field(
+        (),
+        alias="finally",
+        description="Clean-up steps: they run at the end of every run, however it ends, and see its `outcome` and `error`.",
+    )
+    time_limit: Duration | None = Field(None, description="Time limit of the whole run.")
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_by_name(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(steps := data.get("steps"), Mapping):
-            for name, body in steps.items():
-                if isinstance(body, Mapping) and body.get("name", name) != name:
-                    raise ValueError(f"steps.{name}: a step's name is its key, but this one is named `{body['name']}` inside")
-            named = [{"name": name, **body} if isinstance(body, Mapping) else body for name, body in steps.items()]
-            return {**data, "steps": named}
+    def _parts_by_name(cls, data: Any) -> Any:
+        for key in ("steps", "compensations", "finally"):
+            data = by_name(data, key)
         return data
 
     @model_validator(mode="after")
@@ -138,6 +247,8 @@ class WorkflowSpec(_Part):
     @cached_property
     def plan(self) -> "Plan":
         """The compiled definition."""
+        from streams.workflow.plan import Plan  # noqa: PLC0415 - a plan knows what a definition says, and is kept with it
+
         return Plan(self)
 
     @cached_property
@@ -231,73 +342,30 @@ def from_canonical(canonical: str) -> WorkflowSpec:
     return WorkflowSpec.model_validate(from_json(canonical))
 
 
-class StepPlan:
-    """A compiled step: its place, condition, what it computes, and the steps that its expressions name."""
-
-    __slots__ = ("index", "name", "needs", "prompt", "refs", "step", "system", "value", "when")
-
-    def __init__(self, index: int, step: Step) -> None:
-        self.index, self.step, self.name, self.needs = index, step, step.name, step.needs
-        self.when = Expression(step.when) if step.when is not None else None
-        self.prompt = Template(step.llm.prompt) if step.llm else None
-        self.system = Template(step.llm.system) if step.llm and step.llm.system else None
-        self.value = Value(step.tool.arguments if step.tool else step.transform)
-        parts = (self.when, self.prompt, self.system, self.value)
-        self.refs: frozenset[str] = frozenset().union(*(part.steps for part in parts if part))
+def by_name(data: Any, key: str) -> Any:
+    """Return a mapping in which the parts below `key`, given by name, are a list of parts that have their names inside."""
+    if not (isinstance(data, Mapping) and isinstance(parts := data.get(key), Mapping)):
+        return data
+    for name, body in parts.items():
+        if isinstance(body, Mapping) and body.get("name", name) != name:
+            raise ValueError(f"{key}.{name}: its name is its key, but this one is named `{body['name']}` inside")
+    return {**data, key: [{"name": name, **body} if isinstance(body, Mapping) else body for name, body in parts.items()]}
 
 
-class Plan:
-    """A compiled definition. Raises DefinitionError, naming the step and the nearest right name."""
-
-    __slots__ = ("dependents", "order", "output", "roots", "steps")
-
-    def __init__(self, spec: WorkflowSpec) -> None:
-        self.steps: dict[str, StepPlan] = {}
-        dependents: dict[str, list[str]] = {}
-        for index, step in enumerate(spec.steps):
-            if step.name in self.steps:
-                raise DefinitionError(f"steps.{step.name}: there are two steps of this name")
-            try:
-                plan = StepPlan(index, step)
-            except DefinitionError as error:
-                raise DefinitionError(f"steps.{step.name}: {error}") from error
-            if step.llm and step.llm.answer is not None:
-                check_schema(step.llm.answer, f"steps.{step.name}.llm.schema")
-            for need in step.needs:
-                if need not in self.steps:
-                    raise DefinitionError(f"steps.{step.name}.needs: {self._missing(need, spec)}")
-                dependents.setdefault(need, []).append(step.name)
-            self._check_refs(plan, spec)
-            self.steps[step.name] = plan
-        self.dependents = {name: tuple(names) for name, names in dependents.items()}
-        self.order = tuple(self.steps)
-        self.roots = tuple(name for name, plan in self.steps.items() if not plan.needs)
-        last = f"=steps.{spec.steps[-1].name}.output"
-        self.output = Value(spec.output if spec.output is not None else last)
-        for name in sorted(self.output.steps - set(self.steps)):
-            raise DefinitionError(f"output: {self._missing(name, spec)}")
-
-    def _missing(self, name: str, spec: WorkflowSpec) -> str:
-        if any(step.name == name for step in spec.steps):
-            return f"`{name}` stands further down; a step can only need earlier ones"
-        near = difflib.get_close_matches(name, [step.name for step in spec.steps], 1)
-        return f"there is no step `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
-
-    def _check_refs(self, plan: StepPlan, spec: WorkflowSpec) -> None:
-        """Refuse expressions that name a step which need not be settled before: it must be among the needs, or theirs."""
-        open_refs = set(plan.refs)
-        seen: set[str] = set()
-        queue = list(plan.needs)
-        while open_refs and queue:
-            name = queue.pop()
-            if name not in seen:
-                seen.add(name)
-                open_refs.discard(name)
-                queue.extend(self.steps[name].needs)
-        for name in sorted(open_refs):
-            if name in self.steps:
-                raise DefinitionError(f"steps.{plan.name}: names steps.{name} but doesn't need it; add it to `needs`")
-            raise DefinitionError(f"steps.{plan.name}: {self._missing(name, spec)}")
-
-
-__all__ = ["Json", "Llm", "Plan", "Retry", "Step", "StepPlan", "Tool", "WorkflowSpec", "digest", "from_canonical", "milliseconds"]
+__all__ = [
+    "KINDS",
+    "Approval",
+    "ChildRun",
+    "Compensation",
+    "ForEach",
+    "Json",
+    "Llm",
+    "Repeat",
+    "Retry",
+    "Step",
+    "Tool",
+    "WaitFor",
+    "WorkflowSpec",
+    "digest",
+    "from_canonical",
+]

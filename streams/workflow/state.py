@@ -1,45 +1,43 @@
-"""The state of a run, and how accepted decisions change it.
+"""The state of a run; how accepted decisions change it is in evolve.py.
 
-Theory. A run begins with the decision on a StartRun and is open until a decision says RunCompleted or RunFailed. In between each
-step goes its own way:
+Theory. A run begins with the decision on a StartRun and is open until a decision says RunCompleted, RunFailed or RunCancelled. In
+between each step goes its own way:
 
-    (unknown) ──requested──▶ RUNNING ──answer──▶ COMPLETED
-        │                    │    ▲ └─failure for good─▶ FAILED
-        │                 failure │
-        │                    ▼    │ timer
-        ├──condition not met──▶ SKIPPED      WAITING (for the next attempt)
-        └──transform──▶ COMPLETED
+    (unknown) ──call or child run requested──▶ RUNNING ──answer──▶ COMPLETED
+        │                                      │    ▲ └─failure for good─▶ FAILED
+        │                                   failure │
+        │                                      ▼    │ timer
+        │                                     WAITING (for the next attempt)
+        ├──signal, approval or time awaited──▶ AWAITING_SIGNAL, AWAITING_APPROVAL, SLEEPING ──▶ COMPLETED or FAILED
+        ├──it has steps, items, iterations───▶ ENTERED ──all of them settled──▶ COMPLETED or FAILED
+        ├──paused, or a breakpoint───────────▶ HELD ──released──▶ as if it had just become ready
+        ├──condition not met─────────────────▶ SKIPPED
+        └──transform, or copied by a fork────▶ COMPLETED
 
-A step is settled when it is COMPLETED, SKIPPED or FAILED; a step is ready when all that it needs is settled. What moves a step is
-always an effect in a decision; an input alone changes nothing. A RUNNING step waits for the answer to one certain call, a WAITING
-step for one certain timer; both are named by the id that derives from their decision's hash, so the answer to a call of a
-decision that nobody accepted finds no step.
+From every state but the settled ones (COMPLETED, SKIPPED, FAILED, CANCELLED) a step can become CANCELLED, and COMPLETED by an
+output that somebody sets. A step is ready when all that it needs is settled. What moves a step is always an effect in a decision;
+an input alone changes nothing. Who waits, waits for one certain call or timer, named by the id that derives from its decision's
+hash, so the answer to a call of a decision that nobody accepted finds no step.
+
+A run that fails, is cancelled, or has clean-up steps closes first (RunClosing): what was done is undone, latest first, then the
+clean-up steps run, then it ends.
+
+Steps are kept by path (see plan.py). Those of a step's own are forgotten when that is settled, and those of an item or iteration
+with it, so that a long loop takes no more memory than a short one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, assert_never
+from typing import Any, Final
 
 from immutables import Map
 
-from events.calls import LlmCallRequested, ToolCallRequested
-from events.commands import StartRun
-from events.decisions import (
-    Decision,
-    Effect,
-    InputIgnored,
-    RetryScheduled,
-    RunCompleted,
-    RunFailed,
-    StepCompleted,
-    StepFailed,
-    StepSkipped,
-    UnreadableInput,
-)
+from events.commands import Parent, SignalReceived
+from events.decisions import ApprovalRequested, ChildRunRequested, Decision, RunClosing, SignalAwaited, UndoPlanned
 from events.failure import Failure
-from events.ids import FIRST_PREV, effect_id
-from events.results import Input, LlmCallCompleted, ToolCallCompleted
+from events.ids import FIRST_PREV
+from streams.workflow.expressions import EvaluationError, from_json
 
 
 class RunStatus(Enum):
@@ -49,6 +47,7 @@ class RunStatus(Enum):
     OPEN = auto()
     COMPLETED = auto()
     FAILED = auto()
+    CANCELLED = auto()
 
 
 class StepStatus(Enum):
@@ -56,19 +55,37 @@ class StepStatus(Enum):
 
     RUNNING = "running"
     WAITING = "waiting"
+    SLEEPING = "sleeping"
+    AWAITING_SIGNAL = "awaiting_signal"
+    AWAITING_APPROVAL = "awaiting_approval"
+    ENTERED = "entered"
+    HELD = "held"
     COMPLETED = "completed"
     SKIPPED = "skipped"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
-UNSETTLED: Final = (StepStatus.RUNNING, StepStatus.WAITING)
+# Tuples: a set would ask each member for its hash, which is slow, and this is asked often.
+SETTLED: Final = (StepStatus.COMPLETED, StepStatus.SKIPPED, StepStatus.FAILED, StepStatus.CANCELLED)
+OVER: Final = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
+MOST_PAST: Final = 8
+"""How many earlier calls of a step are known as its own."""
+MOST_SEEN: Final = 256
+"""How many signals a run remembers, so that the same one counts once."""
+MOST_FAILURES: Final = 100
+"""How many failures of items a step lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepState:
-    """One step. `awaits`: id of the call or timer; `due`: when that timer or time limit is up, milliseconds since the epoch.
+    """One step.
 
-    `output` is JSON; `past` holds the ids of earlier attempts.
+    `awaits`: id of the call or timer; `due`: when that timer or time limit is up, milliseconds since the epoch, 0: never.
+    `output` is JSON; `past` holds the ids of earlier attempts; `began`: when the first attempt was requested. `asked`: the effect
+    that says what is awaited. Of a step with steps, items or iterations: `inner` names its steps so far, `next` is the number of
+    the next item, `done` and `failed` count what is settled; `items` (JSON) are the `total` items, `shared` (JSON) what their
+    arguments have in common. Of a compensation `shared` is all its arguments.
     """
 
     status: StepStatus
@@ -78,19 +95,37 @@ class StepState:
     output: str | None = None
     failure: Failure | None = None
     past: tuple[str, ...] = ()
+    began: int = 0
+    asked: SignalAwaited | ApprovalRequested | ChildRunRequested | None = None
+    inner: tuple[str, ...] = ()
+    next: int = 0
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    items: str | None = None
+    shared: str | None = None
+    failures: tuple[tuple[int, Failure], ...] = ()
 
     @property
     def settled(self) -> bool:
         """Whether steps that need this one may go on."""
-        return self.status not in UNSETTLED
+        return self.status in SETTLED
 
 
+Undo = tuple[UndoPlanned, Any] | None
+"""What can be undone, latest first: the plan for one step, and the rest."""
 _NO_STEPS: Final[Map[str, StepState]] = Map()
+_NOBODY: Final[Map[tuple[str, str | None], tuple[str, ...]]] = Map()
+_NONE_HELD: Final[Map[str, None]] = Map()
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a run's decisions amount to. `head` is the hash of the last one; `input` and `output` are JSON."""
+    """What a run's decisions amount to. `head` is the hash of the last one; `input` and `output` are JSON.
+
+    `limit`: the timer of the run's time limit and when it is due. `listening`: paths that wait for a signal, by its name and
+    correlation; `signals`: those that nobody has taken yet; `seen`: ids of the last ones. `stops`: steps with a breakpoint.
+    """
 
     status: RunStatus = RunStatus.NEW
     workflow: str = ""
@@ -104,11 +139,23 @@ class RunState:
     head: bytes = FIRST_PREV
     last_topic_id: bytes = b""
     last_offset: int = -1
+    parent: Parent | None = None
+    limit: tuple[str, int] | None = None
+    paused: bool = False
+    stops: frozenset[str] = frozenset()
+    held: Map[str, None] = _NONE_HELD
+    listening: Map[tuple[str, str | None], tuple[str, ...]] = _NOBODY
+    signals: tuple[SignalReceived, ...] = ()
+    seen: tuple[str, ...] = ()
+    copied: Mapping[str, Any] | None = None
+    undo: Undo = None
+    closing: RunClosing | None = None
+    not_undone: tuple[str, ...] = ()
 
     @property
     def over(self) -> bool:
         """Whether the run has ended."""
-        return self.status in (RunStatus.COMPLETED, RunStatus.FAILED)
+        return self.status in OVER
 
 
 INITIAL: Final = RunState()
@@ -122,96 +169,43 @@ class RunEvent:
     hash: bytes
 
 
-def evolve(state: RunState, event: RunEvent) -> RunState:
-    """Return the state after an accepted decision."""
-    decision = event.decision
-    draft = Draft(state, decision.input)
-    for index, effect in enumerate(decision.effects):
-        draft.apply(effect, event.hash, index)
-    return draft.finish(event)
+def owner_path(path: str) -> str | None:
+    """Return the path of the step that this is an item or one of the steps of; None: it stands in the workflow itself."""
+    if path[-1] == "]":
+        return path[: path.rindex("[")]
+    if path[-1] == ")":
+        return None
+    dot = path.rfind(".")
+    return path[:dot] if dot >= 0 else None
 
 
-def fold(events: Iterable[RunEvent], state: RunState = INITIAL) -> RunState:
-    """Return the state after all these decisions."""
-    for event in events:
-        state = evolve(state, event)
-    return state
+def children(steps: Any, path: str) -> list[str]:
+    """Return the paths of the steps, items and iterations of a step that are known, in their order."""
+    step = steps.get(path)
+    if step is None:
+        return []
+    found = [f"{path}.{name}" for name in step.inner]
+    return found + [child for index in range(step.next) if (child := f"{path}[{index}]") in steps]
 
 
-class Draft:
-    """A state in the making: the one before a decision, moved on effect by effect. Made for speed: one copy for a decision."""
+Copied = tuple[StepStatus, str | None, Failure | None]
 
-    __slots__ = ("_before", "_cause", "failure", "input", "output", "settled", "status", "steps")
 
-    def __init__(self, before: RunState, cause: Input | UnreadableInput) -> None:
-        """Begin with the state before a decision on the input `cause`."""
-        self._before, self._cause = before, cause
-        self.status, self.settled, self.input = before.status, before.settled, before.input
-        self.output, self.failure = before.output, before.failure
-        self.steps = before.steps.mutate()
-        if self.status is RunStatus.NEW and isinstance(cause, StartRun):
-            self.status, self.input = RunStatus.OPEN, cause.input
-
-    @property
-    def over(self) -> bool:
-        """Whether the run has ended."""
-        return self.status in (RunStatus.COMPLETED, RunStatus.FAILED)
-
-    def apply(self, effect: Effect, decision_hash: bytes, index: int) -> None:
-        """Move on by effect number `index` of the decision."""
-        match effect:
-            case LlmCallRequested() | ToolCallRequested():
-                before = self.steps.get(effect.step)
-                past = (*before.past, before.awaits) if before else ()
-                call = effect_id(decision_hash, index)
-                self.steps[effect.step] = StepState(StepStatus.RUNNING, effect.attempt, call, effect.deadline, past=past)
-            case RetryScheduled():
-                before = self.steps[effect.step]
-                timer, past = effect_id(decision_hash, index), (*before.past, before.awaits)
-                self.steps[effect.step] = StepState(
-                    StepStatus.WAITING, effect.attempt, timer, effect.due, failure=effect.failure, past=past
-                )
-            case StepCompleted():
-                output = effect.output
-                if output is None and isinstance(self._cause, LlmCallCompleted | ToolCallCompleted):
-                    output = self._cause.output
-                self._settle(effect.step, StepStatus.COMPLETED, output, None)
-            case StepSkipped():
-                self._settle(effect.step, StepStatus.SKIPPED, None, None)
-            case StepFailed():
-                self._settle(effect.step, StepStatus.FAILED, None, effect.failure)
-            case RunCompleted():
-                self.status, self.output = RunStatus.COMPLETED, effect.output
-            case RunFailed():
-                self.status, self.failure = RunStatus.FAILED, effect.failure
-            case InputIgnored():
-                pass
-            case _:
-                assert_never(effect)
-
-    def _settle(self, step: str, status: StepStatus, output: str | None, failure: Failure | None) -> None:
-        before = self.steps.get(step)
-        attempt, awaits, past = (before.attempt, before.awaits, before.past) if before else (0, "", ())
-        self.steps[step] = StepState(status, attempt, awaits, 0, output, failure, past)
-        self.settled += 1
-
-    def finish(self, event: RunEvent) -> RunState:
-        """Return the state after the decision."""
-        before, decision, cause = self._before, event.decision, self._cause
-        workflow, digest = before.workflow, before.digest
-        if before.status is RunStatus.NEW and isinstance(cause, StartRun):
-            workflow, digest = cause.workflow, cause.digest
-        return RunState(
-            self.status,
-            workflow,
-            digest,
-            self.input,
-            self.steps.finish(),
-            self.settled,
-            self.output,
-            self.failure,
-            decision.seq,
-            event.hash,
-            decision.input_topic_id,
-            decision.input_offset,
-        )
+def copied_results(text: str) -> dict[str, Copied]:
+    """Return the results that a fork brings, by path; what can't be read is left out, so its steps run."""
+    try:
+        given = from_json(text)
+    except EvaluationError:
+        return {}
+    found: dict[str, Copied] = {}
+    for path, each in given.items() if isinstance(given, dict) else ():
+        if not isinstance(each, dict) or each.get("status") not in [status.value for status in SETTLED]:
+            continue
+        error, output = each.get("error"), each.get("output")
+        failure = Failure(str(error.get("kind")), str(error.get("message"))) if isinstance(error, dict) else None
+        try:
+            from_json("null" if output is None else output if isinstance(output, str) else "")
+        except EvaluationError:
+            continue
+        found[path] = StepStatus(each["status"]), output, failure
+    return found
