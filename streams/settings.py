@@ -33,8 +33,16 @@ class Settings(BaseSettings):
     session_timeout_ms: Annotated[int, Field(ge=1000)] = Field(
         10_000, description="After how long a silent processor's partitions go to another, in milliseconds."
     )
+    idle_after_s: Annotated[float, Field(ge=0.1)] = Field(
+        30.0, description="After how long a run that waits leaves the orchestrator's memory, with a snapshot, in seconds."
+    )
     data_dir: Path = Field(
         Path(".foldflow"), description="Folder of everything kept on this machine: Kafka's log, views, reports, logs."
+    )
+    payload_store: Annotated[str, Field(pattern=r"^(s3|gs|az|file)://")] | None = Field(
+        None,
+        description="Where JSON above 256 KB is kept, if not in `payloads` in the data folder (one machine only): "
+        "`s3://bucket/prefix`, `gs://…`, `az://…` or `file:///…`.",
     )
     model: str = Field(
         "local/smollm2",
