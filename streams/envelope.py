@@ -32,11 +32,11 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A record to be written; `partition` None: by the key."""
+    """A record to be written; `partition` None: by the key; `value` None: a tombstone."""
 
     topic: Topic
     key: bytes
-    value: bytes
+    value: bytes | None
     headers: Headers
     partition: int | None = None
 

@@ -238,7 +238,8 @@ def read_partition(source: Consumer, topic: str, partition: int, start: int, end
     patience = time.monotonic() + 60
     try:
         while at < stop:
-            for message in source.consume(5000, 0.2):
+            first = source.poll(0.2)  # `consume(n, t)` would wait at the end, for each partition
+            for message in () if first is None else (first, *source.consume(5000, 0)):
                 error = message.error()
                 if error is not None:
                     if error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= stop:  # noqa: SLF001

@@ -1,6 +1,7 @@
 """The registry of workflow versions: a view of the compacted topic `specs`."""
 
 import time
+from typing import NamedTuple
 
 from confluent_kafka import Consumer
 
@@ -11,6 +12,15 @@ from streams import kafka
 from streams.envelope import envelope
 from streams.settings import Settings
 from streams.workflow.spec import WorkflowSpec, digest, from_canonical
+
+
+class Version(NamedTuple):
+    """A registered version of a workflow. `registered`: when, milliseconds since the epoch; `current`: see WorkflowRegistered."""
+
+    name: str
+    digest: str
+    registered: int
+    current: bool
 
 
 class SpecRegistry:
@@ -24,6 +34,7 @@ class SpecRegistry:
         self._canonical: dict[str, str] = {}
         self._compiled: dict[str, WorkflowSpec] = {}
         self._newest: dict[str, str] = {}
+        self._versions: dict[str, Version] = {}
 
     def refresh(self, timeout_s: float = 30.0) -> None:
         """Read on to the end of the topic as of now. Raises KafkaUnreachableError."""
@@ -41,11 +52,11 @@ class SpecRegistry:
         for message in self._source.consume(kafka.BATCH, timeout_s):
             if message.error() is None:
                 self._next = (message.offset() or 0) + 1
-                self._take(message.value())
+                self._take(message.value(), message.timestamp()[1])
             else:
                 self._next = max(self._next, message.offset() or 0)  # the end; behind compacted records too
 
-    def _take(self, value: bytes | None) -> None:
+    def _take(self, value: bytes | None, at: int) -> None:
         try:
             registered = codec.decode(value, WorkflowRegistered)
         except NotDecodableError as error:
@@ -55,7 +66,10 @@ class SpecRegistry:
             kafka.log.warning("specs.forged", name=registered.name, digest=registered.digest)
             return
         self._canonical[registered.digest] = registered.spec
-        self._newest[registered.name] = registered.digest
+        self._versions.pop(registered.digest, None)  # registered again, it is a later one
+        self._versions[registered.digest] = Version(registered.name, registered.digest, at, registered.current)
+        if registered.current:
+            self._newest[registered.name] = registered.digest
 
     def get(self, version: str) -> WorkflowSpec | None:
         """Return a version, None if it isn't known (yet)."""
@@ -69,6 +83,10 @@ class SpecRegistry:
         version = self._newest.get(workflow)
         return self.get(version) if version else None
 
+    def versions(self, workflow: str) -> list[Version]:
+        """Return all versions of a workflow, in the order in which they were (last) registered."""
+        return [version for version in self._versions.values() if version.name == workflow]
+
     def names(self) -> list[str]:
         """Return the names of all workflows."""
         return sorted(self._newest)
@@ -78,19 +96,25 @@ class SpecRegistry:
         self._source.close()
 
 
-def publish(settings: Settings, specs: list[WorkflowSpec]) -> list[WorkflowSpec]:
-    """Register versions that are not the newest of their names, and return those."""
+def publish(settings: Settings, specs: list[WorkflowSpec], *, current: bool = True) -> list[WorkflowSpec]:
+    """Register versions that are not the newest of their names, and return those.
+
+    `current` False: versions for those who name them by their digest; they don't become the newest.
+    """
     registry = SpecRegistry(settings)
     try:
         registry.refresh()
-        new = [spec for spec in specs if (newest := registry.newest(spec.name)) is None or newest.digest != spec.digest]
+        if current:
+            new = [spec for spec in specs if (newest := registry.newest(spec.name)) is None or newest.digest != spec.digest]
+        else:
+            new = [spec for spec in specs if registry.get(spec.digest) is None]
     finally:
         registry.close()
     records = [
         envelope(
             topics.SPECS,
             spec.digest,
-            WorkflowRegistered(spec.name, spec.digest, spec.canonical),
+            WorkflowRegistered(spec.name, spec.digest, spec.canonical, current),
             source="registry",
             identity=spec.digest,
         )

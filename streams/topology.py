@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Final
 
-from events.topics import DEADLETTER, DECISIONS, FINISHED, INBOX, LLM_CALLS, REQUESTS, SPECS, TOOL_CALLS, Topic
+from events.topics import (
+    CANCELLATIONS,
+    DEADLETTER,
+    DECISIONS,
+    FINISHED,
+    INBOX,
+    LLM_CALLS,
+    REQUESTS,
+    SNAPSHOTS,
+    SPECS,
+    TOOL_CALLS,
+    Topic,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +33,15 @@ class Processor:
 TOPOLOGY: Final = (
     Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS), views=(SPECS,), agent=True),
     Processor("deadletter", "intake", DEADLETTER, (), agent=True),
-    Processor("orchestrator", "orchestrator", INBOX, (DECISIONS, LLM_CALLS, TOOL_CALLS, INBOX, FINISHED, DEADLETTER), (SPECS,)),
-    Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER)),
-    Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER)),
+    Processor(
+        "orchestrator",
+        "orchestrator",
+        INBOX,
+        (DECISIONS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS, REQUESTS, INBOX, FINISHED, SNAPSHOTS, DEADLETTER),
+        views=(SPECS,),
+    ),
+    Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER), views=(CANCELLATIONS,)),
+    Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER), views=(CANCELLATIONS,)),
 )
 
 ROLES: Final = tuple(dict.fromkeys(processor.role for processor in TOPOLOGY))

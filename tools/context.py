@@ -3,7 +3,8 @@
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -29,6 +30,18 @@ class ToolContext:
     step: str
     attempt: int
     artifacts: Path
+    _cancelled: threading.Event = field(default_factory=threading.Event, init=False, repr=False, compare=False)
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the result any more: the call was cancelled, its time is over, or the worker ends.
+
+        A sync tool runs in a thread, which nothing can stop: one that takes long looks here now and then, and returns.
+        """
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Make `cancelled` true. For whoever runs the tool, not for the tool."""
+        self._cancelled.set()
 
     def write(self, name: str, data: bytes) -> Artifact:
         """Write `data` to the file `name` in the run's folder: whole or not at all, replacing an older one.

@@ -43,11 +43,16 @@ class Tool:
 
         Sync functions run in `executor` (the loop's own if none is given), async ones on the loop. Raises
         TerminalError for arguments that don't fit the schema or a result that JSON can't hold, and whatever the
-        function raises. Cancelling stops an async function; a sync one runs on in its thread, unheard.
+        function raises. Cancelling stops an async function; a sync one runs on in its thread, unheard, unless it looks
+        at `context.cancelled()`.
         """
-        if not self._is_async:
-            return await asyncio.get_running_loop().run_in_executor(executor, self._call_sync, arguments, context)
-        return self._dump(await self._function(**self._validate(arguments, context)))
+        try:
+            if not self._is_async:
+                return await asyncio.get_running_loop().run_in_executor(executor, self._call_sync, arguments, context)
+            return self._dump(await self._function(**self._validate(arguments, context)))
+        except asyncio.CancelledError:
+            context.cancel()
+            raise
 
     def _call_sync(self, arguments: Mapping[str, Any], context: ToolContext) -> Any:
         # Checking and dumping stay in the thread: large rows would hold up the loop.

@@ -1,35 +1,41 @@
-"""Intake: checks requests and turns them into `StartRun`, or into dead letters that say why not.
+"""Intake: checks requests and turns them into what runs receive, or into dead letters that say why not.
 
-`Intake.check` is the whole judgement, without I/O; the Faust agent around it produces what it returns and acknowledges a request
-when the broker has acknowledged that.
+`Intake.check` is the whole judgement; its only I/O is that large payloads go to the store. The Faust agent around it produces
+what it returns and acknowledges a request when the broker has acknowledged that.
 """
 
 import asyncio
-import difflib
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import faust
 import structlog
 
-from events import codec, topics
-from events.commands import StartRun, WorkflowRequest
-from events.errors import NotDecodableError
+from events import topics
+from events.commands import Command, RunRequest, SignalReceived, StartRun, WorkflowRequest
+from events.failure import Failure, FailureKind
 from events.ids import position_request_id, run_id
-from events.results import InboxMessage
+from events.results import ChildRunFailed, InboxMessage, Input
 from streams import kafka
 from streams.envelope import Incoming, Outgoing, dead_letter, envelope
+from streams.payloads import PayloadStore, PayloadStoreError
+from streams.processors.requests import PAYLOADS, RefusedError, decode, nearest
 from streams.settings import Settings
-from streams.workflow.decider import MAX_PAYLOAD_BYTES, utf8_size
-from streams.workflow.expressions import EvaluationError, from_json, to_json
+from streams.workflow.expressions import EvaluationError
+from streams.workflow.payloads import NoPayloads, Payloads, PayloadTooLargeError, inlined
+from streams.workflow.plan import Frame
 from streams.workflow.spec import WorkflowSpec
 
 log = structlog.get_logger()
 
 SOURCE: Final = "intake"
-_FIELDS: Final = tuple(WorkflowRequest.__dataclass_fields__)
+_SAID_CHARS: Final = 2000
+"""How much of a refusal the run hears that asked for another one; the dead letter has all of it."""
+_LARGE_BYTES: Final = 64 * 1024
+"""From which size on a request is judged in a thread: storing its payload takes long."""
+_STORE_RETRY_S: Final = 1.0
 
 
 class Specs(Protocol):
@@ -40,35 +46,61 @@ class Specs(Protocol):
     def names(self) -> list[str]: ...  # noqa: D102
 
 
-class RefusedError(Exception):
-    """A request can't become a run; `reason` is one of the dead letters' reasons."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """Judges requests of one topic, whose id (16 bytes) names requests that bring no id."""
+    """Judges requests of one topic, whose id (16 bytes) names requests that bring no id. `payloads`: where large ones go."""
 
     specs: Specs
     topic_id: bytes
+    payloads: Payloads = field(default_factory=NoPayloads)
 
-    def check(self, record: Incoming) -> Outgoing:
-        """Return the StartRun of a request, or the dead letter that says why there is none."""
-        request: WorkflowRequest | None = None
+    def check(self, record: Incoming) -> list[Outgoing]:
+        """Return what a request becomes: a run's StartRun, a command for one, or the dead letter that says why neither.
+
+        Raises what storing a payload raises when the store can't be used.
+        """
+        place = position_request_id(self.topic_id, record.partition, record.offset)
+        request: WorkflowRequest | RunRequest | None = None
         try:
             request = decode(record.value)
-            identity = request.request_id or position_request_id(self.topic_id, record.partition, record.offset)
-            spec = self._spec(request)
-            start = StartRun(identity, spec.name, spec.digest, self._input(spec, request.input), request.labels)
+            if isinstance(request, RunRequest):
+                run = request.run_id or run_id(request.request_id or "")
+                return [_inbox(run, self._command(request.command, place), place)]
+            start = self._start(request, request.request_id or place)
+            run = run_id(start.request_id)
+            return [_inbox(run, start, f"{run}/start")]
         except RefusedError as refused:
-            request_id = request.request_id if request else None
-            run = run_id(request_id or position_request_id(self.topic_id, record.partition, record.offset))
-            return dead_letter(record, refused.reason, str(refused), SOURCE, request_id=request_id, run_id=run)
-        run = run_id(identity)
-        return envelope(topics.INBOX, run, InboxMessage(run, start), source=SOURCE, identity=f"{run}/start", run_id=run)
+            if request is not None:
+                refused.about(request)
+            return _refused(record, refused, place)
+
+    def _command(self, command: Command, place: str) -> Command:
+        """Return a command as its run receives it."""
+        if isinstance(command, SignalReceived) and not command.signal_id:
+            command = replace(command, signal_id=place)
+        payloads: dict[str, Any] = {
+            name: self._kept(name, text)
+            for name in PAYLOADS & set(command.__dataclass_fields__)
+            if (text := getattr(command, name)) is not None
+        }
+        return replace(command, **payloads)
+
+    def _start(self, request: WorkflowRequest, identity: str) -> StartRun:
+        spec = self._spec(request)
+        for step in request.break_at:
+            if spec.plan.place(step) is None and step not in (paths := tuple(_paths(spec.plan.root))):
+                raise RefusedError("unknown_step", nearest("break_at: there is no step", step, paths))
+        return StartRun(
+            identity,
+            spec.name,
+            spec.digest,
+            self._input(spec, request.input),
+            request.labels,
+            request.parent,
+            tuple(dict.fromkeys(request.break_at)),
+            request.origin,
+            request.copied,
+        )
 
     def _spec(self, request: WorkflowRequest) -> WorkflowSpec:
         if request.digest:
@@ -78,58 +110,49 @@ class Intake:
             return spec
         spec = self.specs.newest(request.workflow)
         if spec is None:
-            near = difflib.get_close_matches(request.workflow, self.specs.names(), 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(self.specs.names()) or 'none yet'}"
-            raise RefusedError("unknown_workflow", f"no workflow is called `{request.workflow}`; {hint}")
+            raise RefusedError("unknown_workflow", nearest("no workflow is called", request.workflow, self.specs.names()))
         return spec
 
     def _input(self, spec: WorkflowSpec, text: str) -> str:
-        if (size := utf8_size(text)) > MAX_PAYLOAD_BYTES:
-            raise RefusedError("too_large", f"the input has {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
         try:
             value, problems = spec.check_input(text)
         except EvaluationError as error:
             raise RefusedError("invalid_input", f"input: {error}") from error
         if problems:
             raise RefusedError("invalid_input", "; ".join(problems[:10]))
-        return value
+        return self._kept("input", value)
 
-
-def decode(value: bytes | None) -> WorkflowRequest:
-    """Return the request in a record's value: Avro when it starts with a zero byte, else JSON. Raises RefusedError."""
-    if value and value[0] == 0:
+    def _kept(self, what: str, text: str) -> str:
+        """Return a payload, or the reference to it where it is too large for an event."""
         try:
-            return codec.decode(value, WorkflowRequest)
-        except NotDecodableError as error:
-            raise RefusedError("not_decodable", str(error)) from error
-    try:
-        data = from_json((value or b"").decode())
-    except (UnicodeDecodeError, EvaluationError) as error:
-        raise RefusedError("not_decodable", f"neither Avro nor JSON: {error}") from error
-    return _from_mapping(data)
+            return inlined(text, self.payloads)
+        except PayloadTooLargeError as error:
+            raise RefusedError("too_large", f"`{what}`: {error}") from error
 
 
-def _from_mapping(data: Any) -> WorkflowRequest:
-    if not isinstance(data, dict):
-        raise RefusedError("not_decodable", 'a request is a JSON object: {"workflow": …, "input": {…}}')
-    for key in data:
-        if key not in _FIELDS:
-            near = difflib.get_close_matches(key, _FIELDS, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(_FIELDS)}"
-            raise RefusedError("not_decodable", f"unknown key `{key[:100]}`; {hint}")
-    labels = data.get("labels") or {}
-    texts = [data.get(key) for key in ("workflow", "request_id", "digest")]
-    if not isinstance(data.get("workflow"), str) or not all(text is None or isinstance(text, str) for text in texts):
-        raise RefusedError("not_decodable", "`workflow` must be given, and it, `request_id` and `digest` are strings")
-    if not isinstance(labels, dict) or not all(isinstance(each, str) for each in labels.values()):
-        raise RefusedError("not_decodable", "`labels` is an object of strings")
-    try:
-        text = to_json(data.get("input", {}))
-        for each in (*filter(None, texts), *labels, *labels.values()):
-            each.encode()
-    except (EvaluationError, UnicodeEncodeError) as error:
-        raise RefusedError("not_decodable", f"not valid Unicode or JSON: {error!r}"[:300]) from error
-    return WorkflowRequest(data["workflow"], text, data.get("request_id"), data.get("digest"), labels)
+def _inbox(run: str, said: Input, identity: str) -> Outgoing:
+    return envelope(topics.INBOX, run, InboxMessage(run, said), source=SOURCE, identity=identity, run_id=run)
+
+
+def _refused(record: Incoming, refused: RefusedError, place: str) -> list[Outgoing]:
+    """Return the dead letter, and what the run hears that waits for the one that was asked for."""
+    run = refused.run_id or run_id(refused.request_id or place)
+    letter = dead_letter(record, refused.reason, str(refused), SOURCE, request_id=refused.request_id, run_id=run)
+    parent = refused.parent
+    if parent is None:
+        return [letter]
+    unknown = refused.reason == "unknown_workflow"
+    kind = FailureKind.UNKNOWN_WORKFLOW if unknown else FailureKind.INVALID_ARGUMENTS
+    failed = ChildRunFailed(parent.call_id, parent.step, run, Failure(kind, str(refused)[:_SAID_CHARS]))
+    return [letter, _inbox(parent.run_id, failed, f"{run}/refused")]
+
+
+def _paths(frame: Frame, around: str = "") -> Iterator[str]:
+    """Yield the paths of all steps; without a number they stand for what is done for each item."""
+    for name, plan in frame.steps.items():
+        yield f"{around}{name}"
+        if plan.frame is not None:
+            yield from _paths(plan.frame, f"{around}{name}.")
 
 
 # --- The Faust agent ---
@@ -137,10 +160,11 @@ def _from_mapping(data: Any) -> WorkflowRequest:
 
 @dataclass(slots=True)
 class _Pending:
-    """A request whose result is not acknowledged yet."""
+    """A request whose results are not acknowledged yet; `records`: how many there are."""
 
     event: Any
     acks: kafka.Acks
+    records: int
 
 
 def attach(app: faust.App, settings: Settings, prepare: Callable[[], tuple[Intake, Callable[[], None], Any]]) -> None:
@@ -153,24 +177,37 @@ def attach(app: faust.App, settings: Settings, prepare: Callable[[], tuple[Intak
     @app.agent(source, name="intake", concurrency=1)
     async def intake(stream: Any) -> None:
         judge, look, producer = await asyncio.to_thread(prepare)
+        judge = replace(judge, payloads=PayloadStore(settings))
         pending: deque[_Pending] = deque()
         # Supervised by the app: when a delivery fails, the process ends and the requests are read again.
         app.add_future(_acknowledge(producer, pending))
         async for event in stream.noack().events():
             look()
-            entry = _Pending(event, kafka.Acks())
+            outgoing = await _judged(judge, _incoming(event.message))
+            entry = _Pending(event, kafka.Acks(), len(outgoing))
             pending.append(entry)
-            outgoing = judge.check(_incoming(event.message))
-            kafka.produce(producer, settings, outgoing, entry.acks)
-            if outgoing.topic is topics.DEADLETTER:
-                log.warning("intake.refused", partition=event.message.partition, offset=event.message.offset)
+            for record in outgoing:
+                kafka.produce(producer, settings, record, entry.acks)
+                if record.topic is topics.DEADLETTER:
+                    log.warning("intake.refused", partition=event.message.partition, offset=event.message.offset)
+
+
+async def _judged(judge: Intake, record: Incoming) -> list[Outgoing]:
+    """Return what a request becomes. While its payload can't be stored, it waits, and so do those behind it: nothing is lost."""
+    large = len(record.value or b"") > _LARGE_BYTES
+    while True:
+        try:
+            return await asyncio.to_thread(judge.check, record) if large else judge.check(record)
+        except PayloadStoreError as error:
+            log.warning("intake.store", partition=record.partition, offset=record.offset, problem=str(error))
+            await asyncio.sleep(_STORE_RETRY_S)
 
 
 async def _acknowledge(producer: Any, pending: deque[_Pending]) -> None:
     """Acknowledge requests in order as their results are: out of order, Faust would commit past an open one."""
     while True:
         producer.poll(0)
-        while pending and (pending[0].acks.offsets or pending[0].acks.failure):
+        while pending and (len(pending[0].acks.offsets) == pending[0].records or pending[0].acks.failure):
             entry = pending.popleft()
             entry.acks.check()
             entry.event.ack()

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -21,9 +22,10 @@ import referencing
 from events.calls import LlmCall, LlmCallRequested
 from events.failure import Failure, FailureKind
 from events.results import LlmCallCompleted, LlmCallFailed, Usage
+from streams import payloads
 from streams.settings import Settings
-from streams.workflow.decider import MAX_PAYLOAD_BYTES
 from streams.workflow.expressions import EvaluationError, Json, clean_text, from_json, to_json
+from streams.workflow.payloads import INLINE_BYTES, MARK, PayloadError, utf8_size
 
 _LOCAL: Final = "local/"
 _PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop"})
@@ -63,17 +65,24 @@ async def close() -> None:
         load().in_memory_llm_clients_cache.flush_cache()  # else a later loop with the same id() is given a closed client
 
 
-async def ask(call: LlmCall, settings: Settings) -> LlmCallCompleted | LlmCallFailed:
-    """Make one attempt and return its result. Raises nothing but `asyncio.CancelledError`, which ends the request as well."""
+async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | None = None) -> LlmCallCompleted | LlmCallFailed:
+    """Make one attempt and return its result. Raises nothing but `asyncio.CancelledError`, which ends the request as well.
+
+    `store`: where large messages and answers are, the settings' if none is given.
+    """
     started = time.perf_counter()
     model = call.request.model or settings.model
     usage, cost = None, None
     try:
         litellm = load() if load.cache_info().currsize else await asyncio.to_thread(load)
-        response = await _answer(litellm, call.request, model, settings)
+        store = store or payloads.PayloadStore(settings)
+        request = await _resolved(call.request, store) if MARK in call.request.messages else call.request
+        response = await _answer(litellm, request, model, settings)
         usage = _usage(response)
         cost = _cost(litellm, response, model, usage)
-        output, finish_reason = _output(response, call.request.schema)
+        output, finish_reason = _output(response, request.schema)
+        if utf8_size(output) > INLINE_BYTES:
+            output = await store.inlined(output)
         provider = "local" if model.startswith(_LOCAL) else str(litellm.get_llm_provider(model)[1])
         answered = clean_text(response.model or model)
         return LlmCallCompleted(
@@ -81,9 +90,19 @@ async def ask(call: LlmCall, settings: Settings) -> LlmCallCompleted | LlmCallFa
         )
     except _UnusableError as error:
         failure = error.failure
+    except PayloadError as error:
+        failure = payloads.failure(error)
     except Exception as error:  # noqa: BLE001 — LiteLLM and the providers behind it raise anything; each becomes a kind
         failure = _failure(error)
     return LlmCallFailed(call.call_id, call.request.step, failure, clean_text(model), usage, cost, _since(started))
+
+
+async def _resolved(request: LlmCallRequested, store: payloads.PayloadStore) -> LlmCallRequested:
+    """Return a request with its messages as they are, not by reference. Raises _UnusableError or PayloadError."""
+    try:
+        return replace(request, messages=to_json(await store.resolve(request.messages)))
+    except EvaluationError as error:
+        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
 
 
 def _since(started: float) -> int:
@@ -177,8 +196,6 @@ def _output(response: Any, schema: str | None) -> tuple[str, str]:
         raise _UnusableError(FailureKind.INVALID_OUTPUT, "the answer reached its longest length (max_tokens) and is cut off")
     else:
         output = _fitting(text, schema)
-    if (size := len(output.encode())) > MAX_PAYLOAD_BYTES:
-        raise _UnusableError(FailureKind.TOO_LARGE, f"the answer has {size:,} bytes; the limit is {MAX_PAYLOAD_BYTES:,}")
     return output, finish_reason
 
 

@@ -17,10 +17,13 @@ from events import codec, topics
 from events.decisions import FinishedRun
 from events.errors import NotDecodableError
 from streams import kafka
+from streams.envelope import Incoming, Outgoing
 from streams.kafka import Acks, Cluster
+from streams.payloads import PayloadStore, PayloadStoreError
 from streams.processors.tenure import Commit, Place, SpecUnknownError, Tenure
 from streams.registry import SpecRegistry
 from streams.settings import Settings
+from streams.workflow.payloads import PayloadMissingError
 
 log = structlog.get_logger()
 
@@ -29,13 +32,13 @@ SETTLE_EVERY_S: Final = 0.5
 """How long inputs may stay uncommitted; what is uncommitted at a crash is looked at again."""
 SETTLE_AT_MOST: Final = 20_000
 """Own decisions at which a batch is settled even sooner."""
-SPEC_PATIENCE_S: Final = 30.0
-"""How long an input waits for a workflow version that nobody has registered."""
+PATIENCE_S: Final = 30.0
+"""How long an input waits for a workflow version that nobody has registered, or a payload that nobody has stored."""
 
 
 @dataclass(slots=True)
 class Holding:
-    """A partition in hand: its tenure, the acknowledgements of its records, and since when it waits for a spec."""
+    """A partition in hand: its tenure, the acknowledgements of its records, and since when it waits for a spec or payload."""
 
     tenure: Tenure
     decisions: Acks = field(default_factory=Acks)
@@ -54,6 +57,7 @@ class Orchestrator:
         self.inbox = kafka.name(settings, topics.INBOX)
         self.decisions = kafka.name(settings, topics.DECISIONS)
         self.finished = kafka.name(settings, topics.FINISHED)
+        self.snapshots = kafka.name(settings, topics.SNAPSHOTS)
         self.holdings: dict[int, Holding] = {}
         self.ready = threading.Event()
         self._settled_at = 0.0
@@ -66,6 +70,7 @@ class Orchestrator:
         self.cluster: Cluster = kafka.connect(self.settings)
         self.specs = SpecRegistry(self.settings)
         self.specs.refresh()
+        self.payloads = PayloadStore(self.settings)
         self.log_reader = kafka.reader(self.settings)
         # As the topic `decisions` has it: another codec would make the broker compress every decision anew.
         self.producer = kafka.producer(self.settings, **{"compression.type": topics.DECISIONS.compression})
@@ -97,7 +102,8 @@ class Orchestrator:
                 kafka.produce(self.producer, self.settings, record, holding.others)
         self.producer.poll(0)
         unsettled = sum(holding.tenure.unsettled for holding in self.holdings.values())
-        if unsettled >= SETTLE_AT_MOST or time.monotonic() - self._settled_at >= SETTLE_EVERY_S:
+        urgent = any(holding.tenure.urgent for holding in self.holdings.values())
+        if urgent or unsettled >= SETTLE_AT_MOST or time.monotonic() - self._settled_at >= SETTLE_EVERY_S:
             self._settle()
             self._resume_waiting()
 
@@ -111,24 +117,32 @@ class Orchestrator:
     def _take(self, holding: Holding, message: Message) -> bool:
         """Let the tenure judge an input and produce what follows; False: the partition has to wait here."""
         record = kafka.incoming(message)
+        patience = holding.waits_since is None or time.monotonic() - holding.waits_since <= PATIENCE_S
         try:
-            outgoing = holding.tenure.take(record)
-        except SpecUnknownError:
-            self.specs.refresh()
+            outgoing = self._judged(holding.tenure, record, give_up=not patience)
+        except (SpecUnknownError, PayloadMissingError, PayloadStoreError) as missing:
             holding.waits_since = holding.waits_since or time.monotonic()
-            try:
-                outgoing = holding.tenure.take(record, give_up=time.monotonic() - holding.waits_since > SPEC_PATIENCE_S)
-            except SpecUnknownError as unknown:
-                log.warning("orchestrator.waits_for_spec", digest=str(unknown), partition=record.partition, offset=record.offset)
-                here = TopicPartition(self.inbox, record.partition, record.offset)
-                self.consumer.pause([here])
-                self.consumer.seek(here)
-                return False
+            log.warning("orchestrator.waits", missing=str(missing), partition=record.partition, offset=record.offset)
+            here = TopicPartition(self.inbox, record.partition, record.offset)
+            self.consumer.pause([here])
+            self.consumer.seek(here)
+            return False
         holding.waits_since = None
         for each in reversed(outgoing):  # calls first: somebody waits for them, and the broker takes one request after the other
             acks = holding.decisions if each.topic is topics.DECISIONS else holding.others
             kafka.produce(self.producer, self.settings, each, acks)
         return True
+
+    def _judged(self, tenure: Tenure, record: Incoming, *, give_up: bool) -> list[Outgoing]:
+        """Return what follows from an input, after a look for its workflow version if that isn't known yet."""
+        try:
+            return tenure.take(record)
+        except SpecUnknownError:
+            self.specs.refresh()
+        except PayloadMissingError:
+            if not give_up:
+                raise
+        return tenure.take(record, give_up=give_up)
 
     def _resume_waiting(self) -> None:
         waiting = [TopicPartition(self.inbox, p) for p, holding in self.holdings.items() if holding.waits_since is not None]
@@ -140,7 +154,7 @@ class Orchestrator:
     def _settle(self, *, wait: bool = False) -> None:
         """Wait for all acknowledgements, check the offsets, index what finished, and only then commit."""
         self._settled_at = time.monotonic()
-        if not any(h.tenure.position != h.tenure.base.position or h.tenure.unsettled for h in self.holdings.values()):
+        if not any(h.tenure.unfinished for h in self.holdings.values()):
             return
         acks = [each for holding in self.holdings.values() for each in (holding.decisions, holding.others)]
         kafka.flush(self.producer, *acks)
@@ -149,10 +163,13 @@ class Orchestrator:
             if not self._check(partition, holding):
                 log.warning("orchestrator.overtaken", partition=partition)
                 self._take_over([partition], seek=True)
-            for entry in self.holdings[partition].tenure.index_entries():
+            tenure = self.holdings[partition].tenure
+            for entry in (*tenure.index_entries(), *tenure.keep_idle(time.time_ns() // 1_000_000)):
                 kafka.produce(self.producer, self.settings, entry, index)
         kafka.flush(self.producer, index)
-        offsets = [self._committable(p, holding) for p, holding in self.holdings.items()]
+        offsets = [offset for p, holding in self.holdings.items() if (offset := self._committable(p, holding))]
+        if not offsets:
+            return
         try:
             self.consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
         except KafkaException as error:  # the group moved on; a lost commit costs time only
@@ -168,8 +185,11 @@ class Orchestrator:
         between = kafka.read_partition(self.log_reader, self.decisions, partition, tenure.end, offsets[-1] + 1)
         return tenure.reconcile([(message.offset() or 0, message.value()) for message in between], offsets)
 
-    def _committable(self, partition: int, holding: Holding) -> TopicPartition:
+    def _committable(self, partition: int, holding: Holding) -> TopicPartition | None:
+        before = holding.tenure.base
         commit = holding.tenure.commit()
+        if commit == before:
+            return None
         ids = self.cluster.ids
         metadata = json.dumps(
             {"mark": commit.mark, "inbox": ids[topics.INBOX.name].hex(), "decisions": ids[topics.DECISIONS.name].hex()}
@@ -194,7 +214,8 @@ class Orchestrator:
 
     def _drop(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for each in partitions:
-            self.holdings.pop(each.partition, None)
+            if holding := self.holdings.pop(each.partition, None):
+                holding.tenure.shelf.close()
         consumer.incremental_unassign(partitions)
 
     def _take_over(self, partitions: list[int], *, seek: bool) -> None:
@@ -214,6 +235,7 @@ class Orchestrator:
                 mark=tenure.base.mark,
                 end=tenure.end,
                 open_runs=len(tenure.runs),
+                shelved_runs=len(tenure.shelf),
                 seconds=round(time.monotonic() - began, 3),
             )
             for run_id, problem in tenure.broken.items():
@@ -228,7 +250,11 @@ class Orchestrator:
         ids = self.cluster.ids
         inbox_id, decisions_id = ids[topics.INBOX.name], ids[topics.DECISIONS.name]
         place = Place(inbox_id, decisions_id, partition, self.cluster.partitions[topics.INBOX.name])
-        tenure = Tenure(place, self.specs.get, committed_base(committed, inbox_id, decisions_id))
+        base, idle_ms = committed_base(committed, inbox_id, decisions_id), round(self.settings.idle_after_s * 1000)
+        tenure = Tenure(place, self.specs.get, base, self.payloads, idle_ms=idle_ms)
+        for message in kafka.read_partition(self.log_reader, self.snapshots, partition, 0):
+            record = kafka.incoming(message)
+            tenure.snapshot_read(record.key, record.value, record.headers)
         for message in kafka.read_partition(self.log_reader, self.finished, partition, 0):
             try:
                 tenure.index_read((message.key() or b"").decode("utf-8", "replace"), codec.decode(message.value(), FinishedRun))

@@ -11,34 +11,46 @@ The rules are numbered as in the design's section "The ledger protocol". Safety 
 """
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from typing import Final
 
 import structlog
 
 from events import codec, topics
-from events.calls import LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
-from events.commands import StartRun
-from events.decisions import Decision, FinishedRun, InputIgnored, RetryScheduled, RunFailed, UnreadableInput
+from events.commands import Parent, StartRun
+from events.decisions import Decision, FinishedRun, InputIgnored, TimerSet, UnreadableInput
 from events.errors import NotDecodableError, UnknownSchemaError
-from events.failure import Failure, FailureKind
-from events.ids import chain_hash, effect_id
+from events.failure import FailureKind
+from events.ids import chain_hash
 from events.ids import run_id as run_id_of
 from events.results import InboxMessage, Input, TimerFired
+from events.snapshots import RunSnapshot
 from streams.envelope import Incoming, Outgoing, cloud_event, dead_letter, envelope, traceparent
+from streams.processors.consequences import SOURCE, Consequence, consequences
+from streams.processors.inputs import failing, readable, unreadable
+from streams.processors.shelf import Shelf
 from streams.workflow.chain import Chain, Head, Verdict
 from streams.workflow.decider import decide
+from streams.workflow.evolve import evolve
+from streams.workflow.payloads import Memory, PayloadError, PayloadMissingError, Payloads
+from streams.workflow.snapshot import keep, restore
 from streams.workflow.spec import WorkflowSpec
-from streams.workflow.state import INITIAL, UNSETTLED, RunEvent, RunState, StepState, evolve
+from streams.workflow.state import INITIAL, RunEvent, RunState
 
 log = structlog.get_logger()
 
-SOURCE: Final = "orchestrator"
 _MAX_DECISION_BYTES: Final = topics.MAX_VALUE_BYTES - 64 * 1024
-_MAX_EMBEDDED_BYTES: Final = 2 * 1024 * 1024
+
+_KEEP_AT_ONCE: Final = 500
+"""How many runs go on or off the shelf in one round at most: others have their inputs waiting."""
+_LONG_HOLD: Final = 50_000
+"""How many decisions a busy run may hold the mark back before it has a snapshot."""
+_AHEAD_MS: Final = 2_000
+"""How long before its timer a run comes back into memory."""
+_NEVER: Final = 1 << 62
+DUE: Final = "foldflow_due"
+"""Header of a snapshot: when the run's next timer is due."""
 
 Specs = Callable[[str], WorkflowSpec | None]
 
@@ -76,6 +88,9 @@ class Run:
     state: RunState
     spec: WorkflowSpec | None
     first: int | None  # offset of its first decision, None until that is settled
+    hold: int | None  # offset where reading must begin to see what is not in a snapshot, None until that is settled
+    touched: int = 0  # when its last input came, milliseconds since the epoch
+    kept: int | None = None  # number of the decision of which there is a snapshot
 
 
 @dataclass(slots=True)
@@ -85,6 +100,9 @@ class Tenure:
     place: Place
     specs: Specs
     base: Commit
+    payloads: Payloads = field(default_factory=Memory)
+    shelf: Shelf = field(default_factory=Shelf)
+    idle_ms: int = 30_000
     runs: dict[str, Run] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     ignored: int = 0
@@ -96,19 +114,25 @@ class Tenure:
     _decided: dict[int, RunEvent] = field(default_factory=dict)
     _indexed: set[str] = field(default_factory=set)
     _unindexed: list[str] = field(default_factory=list)
-    _order: deque[tuple[int, str]] = field(default_factory=deque)
-    _ended_ahead: dict[str, int] = field(default_factory=dict)
+    _holds: list[tuple[int, str]] = field(default_factory=list)
+    _ended_ahead: dict[str, tuple[int, Parent | None]] = field(default_factory=dict)
     _timers: list[tuple[int, str, str, str]] = field(default_factory=list)
     _timers_bound: int = 1024
     # Since the last settlement:
     _own: list[tuple[str, int]] = field(default_factory=list)
     _before: dict[str, Head] = field(default_factory=dict)
     _closed: dict[str, Run] = field(default_factory=dict)
+    _later: list[tuple[str, Outgoing]] = field(default_factory=list)  # what follows, once these decisions count, by run
+    _following: set[str] = field(default_factory=set)  # runs from which something follows that the next commit waits for
+    # Snapshots that are being written, and those that are of no use any more:
+    _keeping: list[tuple[str, int, bytes, bool]] = field(default_factory=list)
+    _obsolete: list[str] = field(default_factory=list)
+    _superseded: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.position = self.base.position
         self.end = self.base.mark
-        self._chain = Chain(self.finished)
+        self._chain = Chain(self.finished, restored=self._restored)
 
     # --- Taking over (rule 6) ---
 
@@ -117,6 +141,23 @@ class Tenure:
         if entry.decisions_topic_id == self.place.decisions_id:
             self.finished[run_id] = entry.first_offset
             self._indexed.add(run_id)
+
+    def snapshot_read(self, key: bytes | None, value: bytes | None, headers: Mapping[str, bytes | None]) -> None:
+        """Take a record of the snapshots partition; call it before `index_read`: a snapshot goes when its run is indexed.
+
+        Raises NewerCodeError, as `read` does.
+        """
+        run_id, _, number = (key or b"").decode("utf-8", "replace").rpartition("/")
+        if not number.isdigit():
+            return
+        if value is None:
+            self.shelf.drop(run_id, int(number))
+            return
+        kind = codec.kind_of(value)
+        if kind is None:
+            raise NewerCodeError(f"partition {self.place.partition}: a snapshot of run {run_id} in an unknown schema")
+        if kind is RunSnapshot:
+            self.shelf.put(run_id, int(number), int(headers.get(DUE) or b"0"), value)
 
     def read(self, offset: int, value: bytes | None) -> Verdict:
         """Take the record at an offset of the decisions partition; call it in order, from the mark to the end.
@@ -135,14 +176,16 @@ class Tenure:
             self._decided[decision.input_offset] = event
         run = self.runs.get(decision.run_id)
         if run is None:
-            run = self.runs[decision.run_id] = Run(INITIAL, None, offset)
-            self._order.append((offset, decision.run_id))
+            run = self.runs[decision.run_id] = Run(INITIAL, None, offset, offset)
+            heapq.heappush(self._holds, (offset, decision.run_id))
         run.state = evolve(run.state, event)
+        run.touched = decision.at
         if run.state.over:
             assert run.first is not None
             if decision.input_offset in self._decided:
-                self._ended_ahead[decision.run_id] = decision.input_offset
+                self._ended_ahead[decision.run_id] = decision.input_offset, run.state.parent
             del self.runs[decision.run_id]
+            self._supersede(decision.run_id, run)
             self.finished[decision.run_id] = run.first
             if decision.run_id not in self._indexed:
                 self._unindexed.append(decision.run_id)
@@ -167,41 +210,129 @@ class Tenure:
             self.runs.pop(run_id, None)
         self._chain = Chain()
         for run_id, run in self.runs.items():
-            for name, step in run.state.steps.items():
-                if step.status in UNSETTLED:
-                    self._set_timer(run_id, name, step)
+            self._set_all_timers(run_id, run.state)
+
+    # --- Runs that wait for long (rule 11) ---
+
+    def _restored(self, run_id: str) -> Head | None:
+        """Return the head of a run that is on the shelf, or was, while the log is read."""
+        run = self.runs.get(run_id) or self._unshelved(run_id, self.base.mark)
+        return Head(run.state.head, run.state.seq, run.first, partial=True) if run else None
+
+    def _unshelved(self, run_id: str, hold: int) -> Run | None:
+        """Bring a run back into memory. `hold`: where reading would have to begin to see what is not in its snapshot."""
+        found = self.shelf.take(run_id)
+        if found is None:
+            return None
+        seq, value = found
+        kept = codec.decode(value, RunSnapshot)
+        if kept.decisions_topic_id != self.place.decisions_id or run_id in self.finished:
+            return None
+        run = self.runs[run_id] = Run(restore(kept), None, kept.first_offset, hold, kept=seq)
+        heapq.heappush(self._holds, (hold, run_id))
+        self._set_all_timers(run_id, run.state)
+        return run
+
+    def keep_idle(self, now: int) -> list[Outgoing]:
+        """Return the snapshots that must be acknowledged before the next commit, which then puts their runs on the shelf.
+
+        Call it when everything is settled. A run that is busy for long has a snapshot too, so that it doesn't hold the mark.
+        """
+        records = [Outgoing(topics.SNAPSHOTS, key.encode(), None, [], self.place.partition) for key in self._superseded]
+        self._superseded.clear()
+        for run_id, run in self.runs.items():
+            if run.touched == _NEVER:
+                continue
+            if run.touched + self.idle_ms > now or len(self._keeping) >= _KEEP_AT_ONCE:
+                break  # the least busy ones come first
+            records += self._kept(run_id, run, shelve=True)
+        oldest = self.runs.get(self._holds[0][1]) if self._holds else None
+        if oldest is not None and oldest.hold is not None and self.end - oldest.hold > _LONG_HOLD:
+            run_id = self._holds[0][1]
+            if all(run_id != kept for kept, *_ in self._keeping):  # it may go on the shelf just now
+                records += self._kept(run_id, oldest, shelve=False)
+        return records
+
+    def _kept(self, run_id: str, run: Run, *, shelve: bool) -> list[Outgoing]:
+        """Return a run's snapshot; none for one that has decided inputs ahead of the position, or is too large.
+
+        Nor for one from which something follows that isn't acknowledged: who took over would not look at those decisions again.
+        """
+        state = run.state
+        ahead = state.last_topic_id == self.place.inbox_id and state.last_offset >= self.position
+        if run.first is None or ahead or run_id in self._following:
+            return []
+        snapshot = keep(run_id, state, self.place.decisions_id, run.first)
+        value = codec.encode(snapshot)
+        if len(value) > _MAX_DECISION_BYTES:
+            log.warning("tenure.too_large_to_keep", run_id=run_id, bytes=len(value))
+            run.touched = _NEVER
+            return []
+        self._keeping.append((run_id, snapshot.due, value, shelve))
+        if run.kept == state.seq:  # it was brought back, and nothing happened
+            return []
+        identity = f"{run_id}/{state.seq}"
+        headers = [*cloud_event("RunSnapshot", SOURCE, identity), (DUE, str(snapshot.due).encode())]
+        return [Outgoing(topics.SNAPSHOTS, identity.encode(), value, headers, self.place.partition)]
+
+    def _shelve(self) -> None:
+        """Put the runs whose snapshots are acknowledged on the shelf, where they were meant to go there."""
+        for run_id, due, value, shelve in self._keeping:
+            run = self.runs[run_id]
+            if run.kept != run.state.seq:
+                self._supersede(run_id, run)
+                run.kept = run.state.seq
+            run.hold = self.end
+            if shelve:
+                self.shelf.put(run_id, run.state.seq, due, value)
+                del self.runs[run_id]
+            else:
+                heapq.heappush(self._holds, (run.hold, run_id))
+        self._keeping.clear()
+
+    def _supersede(self, run_id: str, run: Run) -> None:
+        """Delete a run's snapshot after the next commit: by then a later one, or the index entry, is acknowledged."""
+        if run.kept is not None:
+            self._obsolete.append(f"{run_id}/{run.kept}")
 
     # --- Inputs (rules 2, 3, 6) ---
 
     def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
         """Judge one input and return what must be written, the decision first.
 
-        Raises SpecUnknownError, with nothing changed, when the run's workflow version isn't known; with `give_up` that run fails.
+        Raises SpecUnknownError or PayloadMissingError, with nothing changed, when the run's workflow version isn't known or a
+        payload that it looks into can't be had; with `give_up` that run fails.
         """
         run_id = (record.key or b"").decode("utf-8", "replace")
         known = self._decided.get(record.offset)
         if known is not None:
             self.position = record.offset + 1
             return self._emitted_again(known, record)
-        run = self.runs.get(run_id)
+        run = self.runs.get(run_id) or self._unshelved(run_id, self.end)
         if run and run.state.last_topic_id == self.place.inbox_id and record.offset <= run.state.last_offset:
             self.position = record.offset + 1
             return []
         cause: Input | UnreadableInput | None
-        cause, problem = _readable(record, run_id)
+        cause, problem = readable(record, run_id)
         if run is None:
             problem = problem or self._start_problem(run_id, cause)
             if problem or run_id in self.finished or not isinstance(cause, StartRun):
                 self.position = record.offset + 1
                 return [self._dead_letter(record, run_id, *problem)] if problem else []
-            run = Run(INITIAL, self._spec(cause.digest, give_up=give_up), None)
+            run = Run(INITIAL, self._spec(cause.digest, give_up=give_up), None, None)
             self.runs[run_id] = run
         elif run.spec is None:
             run.spec = self._spec(run.state.digest, give_up=give_up)
-        self.position = record.offset + 1
         if cause is None:
-            cause = _unreadable(record, problem[1] if problem else "")
-        return self._decide(run_id, run, record, cause)
+            cause = unreadable(record, problem[1] if problem else "")
+        try:
+            outgoing = self._decide(run_id, run, record, cause, give_up=give_up)
+        except PayloadError:
+            if run.state.seq == 0:
+                del self.runs[run_id]
+            raise
+        self.position = record.offset + 1
+        return outgoing
 
     def _spec(self, digest: str, *, give_up: bool) -> WorkflowSpec | None:
         spec = self.specs(digest)
@@ -224,33 +355,48 @@ class Tenure:
             return "unreadable", f"run {run_id} belongs to partition {partition}; produce with the partitioner murmur2_random"
         return None
 
-    def _decide(self, run_id: str, run: Run, record: Incoming, cause: Input | UnreadableInput) -> list[Outgoing]:
+    def _decide(
+        self, run_id: str, run: Run, record: Incoming, cause: Input | UnreadableInput, *, give_up: bool
+    ) -> list[Outgoing]:
         state = run.state
         decision = Decision(run_id, state.seq + 1, state.head, self.place.inbox_id, record.offset, record.timestamp, cause, ())
         try:
-            decision = replace(decision, effects=decide(run.spec, state, cause, record.timestamp))
+            decision = replace(decision, effects=decide(run.spec, state, cause, record.timestamp, self.payloads))
+            body = codec.body(decision)
+        except PayloadError as missing:
+            if not (give_up and isinstance(missing, PayloadMissingError)):
+                raise
+            decision = failing(decision, record, FailureKind.UNAVAILABLE, str(missing))
             body = codec.body(decision)
         except Exception as error:
             # A fault of ours, or values that no check has foreseen: it fails one run, and never stops the partition.
             log.exception("tenure.fault", run_id=run_id, offset=record.offset)
-            decision = _failing(decision, record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
+            decision = failing(decision, record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
             body = codec.body(decision)
         if len(body) > _MAX_DECISION_BYTES:
             size = len(record.value or b"")
-            decision = _failing(decision, record, FailureKind.TOO_LARGE, f"a decision on an input of {size:,} bytes is too large")
+            decision = failing(decision, record, FailureKind.TOO_LARGE, f"a decision on an input of {size:,} bytes is too large")
             body = codec.body(decision)
         event = RunEvent(decision, chain_hash(body))
         self._before.setdefault(run_id, Head(state.head, state.seq, run.first))
-        run.state = evolve(state, event)
+        run.state, run.touched = evolve(state, event), record.timestamp
         self._own.append((run_id, decision.seq))
-        for effect in decision.effects:
-            if isinstance(effect, LlmCallRequested | ToolCallRequested | RetryScheduled) and not run.state.over:
-                self._set_timer(run_id, effect.step, run.state.steps[effect.step])
-        if run.state.over:
+        if not run.state.over:
+            self.runs[run_id] = self.runs.pop(run_id)  # the least busy ones stay in front
+            self._set_timers(run_id, run.state, decision)
+        else:
             del self.runs[run_id]
             self._closed[run_id] = run
             self.finished[run_id] = -1 if run.first is None else run.first
-        return [self._record(event, body), *self._follow(event, record)]
+        follow: list[Outgoing] = []
+        for each in self._consequences(event):
+            if each.ahead:
+                follow.append(each.record)
+            else:
+                self._later.append((run_id, each.record))
+        if isinstance(decision.input, UnreadableInput):
+            follow.append(self._dead_letter(record, run_id, "unreadable", decision.input.problem))
+        return [self._record(event, body), *follow]
 
     # --- What follows from a decision: the same, whenever it is said ---
 
@@ -269,52 +415,78 @@ class Tenure:
 
         Those were answered or given up, or the run is over: once more would only be paid once more.
         """
-        run = self.runs.get(event.decision.run_id)
-        steps = run.state.steps if run else {}
-        called = [effect.step for effect in event.decision.effects if isinstance(effect, LlmCallRequested | ToolCallRequested)]
-        awaited = {step.awaits for name in called if (step := steps.get(name)) and not step.settled}
-        return [each for each in self._follow(event, record) if each.topic is topics.DEADLETTER or each.key.decode() in awaited]
-
-    def _follow(self, event: RunEvent, record: Incoming) -> Iterator[Outgoing]:
-        """Yield the calls and dead letters of a decision."""
         decision = event.decision
-        run_id = decision.run_id
-        for index, effect in enumerate(decision.effects):
-            match effect:
-                case LlmCallRequested():
-                    call_id = effect_id(event.hash, index)
-                    yield _call(topics.LLM_CALLS, LlmCall(call_id, run_id, effect), decision.at)
-                case ToolCallRequested():
-                    call_id = effect_id(event.hash, index)
-                    yield _call(topics.TOOL_CALLS, ToolCall(call_id, run_id, effect), decision.at)
-                case _:
-                    pass
+        run = self.runs.get(decision.run_id)
+        again = [each.record for each in self._consequences(event) if _wanted(each, run)]
         if isinstance(decision.input, UnreadableInput):
-            yield self._dead_letter(record, run_id, "unreadable", decision.input.problem)
+            again.append(self._dead_letter(record, decision.run_id, "unreadable", decision.input.problem))
+        return again
+
+    def _consequences(self, event: RunEvent) -> Iterator[Consequence]:
+        """Yield what follows from a decision, of this tenure or a former one."""
+        run_id = event.decision.run_id
+        run = self.runs.get(run_id) or self._closed.get(run_id)
+        return consequences(event, run.state.parent if run else self._ended_ahead.get(run_id, (0, None))[1])
 
     def _dead_letter(self, record: Incoming, run_id: str, reason: str, detail: str) -> Outgoing:
         return dead_letter(record, reason, detail, SOURCE, run_id=run_id)
 
     # --- Timers: inputs that the owner writes itself ---
 
-    def _set_timer(self, run_id: str, name: str, step: StepState) -> None:
-        heapq.heappush(self._timers, (step.due, run_id, name, step.awaits))
+    def _set_all_timers(self, run_id: str, state: RunState) -> None:
+        if state.limit is not None:
+            self._push_timer(state.limit[1], run_id, "", state.limit[0])
+        for path, step in state.steps.items():
+            if step.due and not step.settled:
+                self._push_timer(step.due, run_id, path, step.awaits)
+
+    def _set_timers(self, run_id: str, state: RunState, decision: Decision) -> None:
+        """Set the timers of a decision's effects; what is settled again by later ones has none."""
+        for effect in decision.effects:
+            path: str | None = getattr(effect, "step", None)
+            if path:
+                step = state.steps.get(path)
+                if step is not None and step.due and not step.settled:
+                    self._push_timer(step.due, run_id, path, step.awaits)
+            elif isinstance(effect, TimerSet) and state.limit is not None:
+                self._push_timer(state.limit[1], run_id, "", state.limit[0])
+            elif isinstance(effect, InputIgnored) and effect.reason == "early" and isinstance(decision.input, TimerFired):
+                # This clock is ahead of the broker's by so much: the timer has to wait that much longer.
+                fired = decision.input
+                step = state.steps.get(fired.step)
+                due = step.due if step else state.limit[1] if state.limit else decision.at
+                self._push_timer(due + (due - decision.at), run_id, fired.step, fired.timer_id)
+
+    def _push_timer(self, due: int, run_id: str, path: str, timer_id: str) -> None:
+        heapq.heappush(self._timers, (due, run_id, path, timer_id))
         if len(self._timers) > self._timers_bound:  # most time limits are never reached: drop those of settled attempts
             self._timers = [timer for timer in self._timers if self._pending(timer)]
             heapq.heapify(self._timers)
             self._timers_bound = max(1024, 2 * len(self._timers))
 
     def _pending(self, timer: tuple[int, str, str, str]) -> bool:
-        run = self.runs.get(timer[1])
-        step = run.state.steps.get(timer[2]) if run else None
-        return step is not None and step.awaits == timer[3] and not step.settled
+        _, run_id, path, timer_id = timer
+        run = self.runs.get(run_id)
+        if run is None:
+            return False
+        if not path:
+            return run.state.limit is not None and run.state.limit[0] == timer_id
+        step = run.state.steps.get(path)
+        return step is not None and step.awaits == timer_id and not step.settled
 
     def next_timer(self) -> int | None:
         """Return when a timer may be due next, milliseconds since the epoch."""
-        return self._timers[0][0] if self._timers else None
+        shelved = self.shelf.next_due()
+        times = [] if shelved is None else [shelved - _AHEAD_MS]
+        if self._timers:
+            times.append(self._timers[0][0])
+        return min(times, default=None)
 
     def due(self, now: int) -> Iterator[Outgoing]:
         """Yield the inputs of all timers that are due at `now` (milliseconds since the epoch)."""
+        for run_id in self.shelf.due(now + _AHEAD_MS + 1, _KEEP_AT_ONCE):
+            if run := self._unshelved(run_id, self.end):
+                run.touched = now
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
             if self._pending(timer):
@@ -325,9 +497,19 @@ class Tenure:
     # --- Settling a batch (rules 7, 8) ---
 
     @property
+    def unfinished(self) -> bool:
+        """Whether there is something to settle or to commit, or runs that should go out of memory."""
+        return self.position != self.base.position or bool(self._own) or bool(self.runs)
+
+    @property
     def unsettled(self) -> int:
         """How many own decisions were written since the last settlement."""
         return len(self._own)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for the next settlement: another run starts, ends or goes on by what follows then."""
+        return bool(self._later)
 
     def gap(self, offsets: list[int]) -> bool:
         """Say whether somebody else's records lie between the own decisions, whose offsets these are."""
@@ -339,7 +521,8 @@ class Tenure:
         `records`: the partition from `end` up to the own last record. False: the tenure is over, its state is worthless.
         """
         heads = dict(self._before)
-        chain = Chain({run: first for run, first in self.finished.items() if run not in self._before}, heads)
+        finished = {run: first for run, first in self.finished.items() if run not in self._before}
+        chain = Chain(finished, heads, self._restored)
         for offset, value in records:
             decision = self._decoded(offset, value)
             if decision is None:
@@ -354,6 +537,7 @@ class Tenure:
             if held is None or held.state.head != head.hash or run_id in chain.broken:
                 return False
             held.first = head.first
+            held.hold = head.first if held.hold is None else held.hold
         self._settle(offsets[-1] + 1)
         return True
 
@@ -362,15 +546,17 @@ class Tenure:
         for (run_id, seq), offset in zip(self._own, offsets, strict=True):
             if seq == 1:
                 run = self.runs.get(run_id) or self._closed[run_id]
-                run.first = offset
+                run.first = run.hold = offset
         self._settle(offsets[-1] + 1 if offsets else self.end)
 
     def _settle(self, end: int) -> None:
         self.end = end
-        started = [(self.runs[run_id].first, run_id) for run_id, seq in self._own if seq == 1 and run_id in self.runs]
-        self._order.extend(sorted((first, run_id) for first, run_id in started if first is not None))
+        for run_id, seq in self._own:
+            if seq == 1 and run_id in self.runs and (hold := self.runs[run_id].hold) is not None:
+                heapq.heappush(self._holds, (hold, run_id))
         for run_id, run in self._closed.items():
             assert run.first is not None
+            self._supersede(run_id, run)
             self.finished[run_id] = run.first
             self._unindexed.append(run_id)
         self._own.clear()
@@ -378,8 +564,10 @@ class Tenure:
         self._closed.clear()
 
     def index_entries(self) -> list[Outgoing]:
-        """Return the index entries that must be acknowledged before the next commit."""
-        entries = []
+        """Return what must be acknowledged before the next commit: index entries, and what follows now that decisions count."""
+        entries = [record for _, record in self._later]
+        self._following = {run_id for run_id, _ in self._later}
+        self._later.clear()
         for run_id in self._unindexed:
             entry = FinishedRun(self.place.decisions_id, self.finished[run_id])
             message = envelope(topics.FINISHED, run_id, entry, source=SOURCE, identity=run_id, run_id=run_id)
@@ -391,45 +579,32 @@ class Tenure:
         """Return what may be committed now: everything taken is settled and indexed."""
         assert not self._own
         assert not self._unindexed
-        while self._order and not self._holds_the_mark(self._order[0][1]):
-            self._ended_ahead.pop(self._order.popleft()[1], None)
+        assert not self._later
+        self._shelve()
+        self._following.clear()
+        self._superseded += self._obsolete
+        self._obsolete.clear()
+        while self._holds and not self._holds_the_mark(*self._holds[0]):
+            heapq.heappop(self._holds)
+        for run_id in [run_id for run_id, (offset, _) in self._ended_ahead.items() if offset < self.position]:
+            del self._ended_ahead[run_id]
         for offset in [offset for offset in self._decided if offset < self.position]:
             del self._decided[offset]
-        self.base = Commit(self.position, min(self._order[0][0], self.end) if self._order else self.end)
+        self.base = Commit(self.position, min(self._holds[0][0], self.end) if self._holds else self.end)
         return self.base
 
-    def _holds_the_mark(self, run_id: str) -> bool:
+    def _holds_the_mark(self, hold: int, run_id: str) -> bool:
         """Whether a run is open, or was finished by an input still to come, whose decision is needed to emit again."""
-        return run_id in self.runs or self._ended_ahead.get(run_id, -1) >= self.position
+        run = self.runs.get(run_id)
+        return (run is not None and run.hold == hold) or self._ended_ahead.get(run_id, (-1, None))[0] >= self.position
 
 
-def _failing(decision: Decision, record: Incoming, kind: FailureKind, message: str) -> Decision:
-    """Return a decision that can surely be written in this one's place: the input as a reference, and the run fails."""
-    effects = (InputIgnored("unreadable"), RunFailed(None, Failure(kind, message)))
-    return replace(decision, input=_unreadable(record, message), effects=effects)
-
-
-def _call(topic: topics.Topic, call: LlmCall | ToolCall, at: int) -> Outgoing:
-    return envelope(topic, call.call_id, call, source=SOURCE, identity=call.call_id, run_id=call.run_id, at_ms=at)
-
-
-def _readable(record: Incoming, run_id: str) -> tuple[Input | None, tuple[str, str] | None]:
-    """Return an inbox record's input, or why it can't be read (reason, detail)."""
-    size = len(record.value or b"")
-    if size > _MAX_EMBEDDED_BYTES:  # before it is decoded: a small item can take a hundred times its size in memory
-        return None, ("too_large", f"an input of {size:,} bytes; the limit is {_MAX_EMBEDDED_BYTES:,}")
-    try:
-        message = codec.decode(record.value, InboxMessage)
-    except NotDecodableError as error:
-        return None, ("unreadable", str(error))
-    if message.run_id != run_id:
-        return None, ("unreadable", f"the key says run {run_id}, the value run {message.run_id}")
-    return message.input, None
-
-
-def _unreadable(record: Incoming, problem: str) -> UnreadableInput:
-    value = record.value or b""
-    return UnreadableInput(len(value), blake2b(value, digest_size=32).hexdigest(), problem)
+def _wanted(consequence: Consequence, run: Run | None) -> bool:
+    """Whether what follows from a decision is still worth saying again."""
+    if consequence.step is None:
+        return True
+    step = run.state.steps.get(consequence.step) if run else None
+    return step is not None and step.awaits == consequence.awaited and not step.settled
 
 
 __all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Tenure"]

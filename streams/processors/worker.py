@@ -2,16 +2,19 @@
 
 A thread polls Kafka; the calls run on the event loop that the Faust app runs on. A call is done when the broker has acknowledged
 its result. One that can't be decoded goes to the dead letters. No retries here: an attempt that fails is a result.
+
+A call that is cancelled is given up: its task is cancelled, which closes its connections, and its result says so. At the worker's
+end tasks are cancelled too, but without results: those calls are still to be made, by whoever takes them next.
 """
 
 import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -19,21 +22,38 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from events.topics import Topic
 from streams import kafka
 from streams.envelope import Incoming, Outgoing
+from streams.processors.cancellations import Cancellations
 from streams.processors.offsets import OffsetTracker
 from streams.settings import Settings
 
 log = structlog.get_logger()
 
-Handler = Callable[[Incoming], Awaitable[Outgoing]]
-"""Makes one call and returns its result for the inbox; whatever goes wrong with the call is a result too."""
-
 _POLL_S: Final = 0.1
 _COMMIT_EVERY_S: Final = 0.02
 """How long what is done may stay uncommitted: a crash repeats it. Each commit is a write on the broker, so not at every round."""
 
-
 _RECENT: Final = 100_000
 """How many calls are remembered, so that one that is sent again after a takeover isn't made again; 100 bytes each."""
+
+
+class Handler(Protocol):
+    """Makes calls."""
+
+    async def __call__(self, record: Incoming) -> Outgoing:
+        """Make one call and return its result for the inbox; whatever goes wrong with the call is a result too."""
+
+    def cancelled(self, record: Incoming, reason: str, latency_ms: int | None) -> Outgoing:
+        """Return the result of a call that was given up, or (`latency_ms` None) never made."""
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """A call in flight. `began`: None before it is made; `cancelled`: why it is given up."""
+
+    record: Incoming
+    task: asyncio.Task[None] | None = None
+    began: float | None = None
+    cancelled: str | None = None
 
 
 class Worker:
@@ -46,7 +66,7 @@ class Worker:
         self.ready = threading.Event()
         self._concurrency = concurrency
         self._flying = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._flights: set[_Flight] = set()
         self._change = threading.Condition()
         self._trackers: dict[int, OffsetTracker] = {}
         self._committed: dict[int, tuple[int, str]] = {}
@@ -59,6 +79,8 @@ class Worker:
         """Work until `stop` is set. Raises DeliveryFailedError when a result can't be delivered."""
         kafka.connect(self.settings)
         self.producer = kafka.producer(self.settings)
+        self.cancellations = Cancellations(self.settings)
+        self.cancellations.open()
         # Calls may take long; that this process lives shows in its heartbeats, that it works in its progress.
         self.consumer = kafka.consumer(self.settings, self.topic.name, **{"max.poll.interval.ms": 86_400_000})
         name = kafka.name(self.settings, self.topic)
@@ -69,6 +91,7 @@ class Worker:
             self._commit(wait=True)
         finally:
             self.consumer.close()
+            self.cancellations.close()
             self.loop.call_soon_threadsafe(self._cancel)
 
     def _round(self) -> None:
@@ -81,6 +104,9 @@ class Worker:
             with self._change:
                 self._flying += len(fresh)
             self.loop.call_soon_threadsafe(self._start, fresh)
+        # After the start of what was taken: a cancellation that comes in between finds its call.
+        if cancelled := self.cancellations.drain():
+            self.loop.call_soon_threadsafe(self._give_up, cancelled)
         self.producer.poll(0)
         if self._failure is not None:
             raise self._failure
@@ -116,15 +142,16 @@ class Worker:
 
     def _start(self, records: list[Incoming]) -> None:
         for record in records:
-            task = self.loop.create_task(self._call(record))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            flight = _Flight(record, cancelled=self.cancellations.reason(record.key))
+            self._flights.add(flight)
+            flight.task = self.loop.create_task(self._call(flight))
 
-    async def _call(self, record: Incoming) -> None:
+    async def _call(self, flight: _Flight) -> None:
         """Make one call and queue its result; the call is done when that is acknowledged."""
+        record = flight.record
         tracker = self._trackers.get(record.partition)
         try:
-            result = await self.handler(record)
+            result = await self._result(flight)
             kafka.produce(self.producer, self.settings, result, partial(self._delivered, tracker, record.offset))
         except asyncio.CancelledError:
             raise
@@ -133,13 +160,40 @@ class Worker:
             self._failure = error
             log.exception("worker.fault", topic=record.topic, partition=record.partition, offset=record.offset)
         finally:
+            self._flights.discard(flight)
             with self._change:
                 self._flying -= 1
                 self._change.notify()
 
+    async def _result(self, flight: _Flight) -> Outgoing:
+        """Return a call's result; one that is cancelled isn't made, or no longer. Raises CancelledError when the worker ends."""
+        reason, latency = flight.cancelled, None
+        if reason is None:
+            flight.began = time.monotonic()
+            try:
+                return await self.handler(flight.record)
+            except asyncio.CancelledError:
+                reason = flight.cancelled
+                if reason is None:
+                    raise
+            latency = round((time.monotonic() - flight.began) * 1000)
+        return self.handler.cancelled(flight.record, reason, latency)
+
+    def _give_up(self, reasons: dict[bytes, str]) -> None:
+        """End the calls that are cancelled, where they are in flight here."""
+        for flight in self._flights:
+            reason = reasons.get(flight.record.key or b"")
+            if reason is None or flight.task is None:
+                continue
+            flight.cancelled = reason
+            if flight.began is not None:  # a task that is cancelled before it runs never runs: it would have no result
+                flight.task.cancel()
+
     def _cancel(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        for flight in self._flights:
+            flight.cancelled = None
+            if flight.task is not None:
+                flight.task.cancel()
 
     # --- Acknowledging ---
 

@@ -48,10 +48,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """The report's prose: the model's, or put together from facts, in which case `reason` says why."""
+    """The report's prose: the model's, a person's, or put together from facts, in which case `reason` says why."""
 
     text: str
-    by: Literal["model", "facts"]
+    by: Literal["model", "facts", "person"]
     reason: str
 
 
@@ -60,6 +60,14 @@ class Review:
     """What a model found on reading the report's prose; a remark, nothing depends on it."""
 
     answers_question: Literal["yes", "partly", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Who released the report, and what they said about it."""
+
+    by: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ class Report:
     summary: str
 
 
-def write_report(
+def write_report(  # noqa: PLR0913, PLR0917 - what stands in a report
     context: ToolContext,
     question: str,
     reading: Reading,
@@ -81,10 +89,12 @@ def write_report(
     insights: Insights,
     comment: Comment,
     review: Review | None = None,
+    release: Release | None = None,
 ) -> Report:
     """Write the report of a market analysis: Markdown with plots beside it, and HTML with everything in one file.
 
-    The files are named after the step and replace those of an earlier attempt; equal arguments give equal bytes.
+    The files are named after the step and replace those of an earlier attempt; equal arguments give equal bytes. Without
+    `release` the report is a draft, and says so.
     Raises TerminalError if there are no prices to plot.
     """
     if not cleaned.rows:
@@ -101,6 +111,7 @@ def write_report(
         "shares": sorted(insights.shares, key=lambda share: insights.ranking.index(share.ticker)),
         "comment": comment,
         "review": review,
+        "release": release,
         "run_id": context.run_id,
     }
     # Links between the files would break in HTML that is sent around; pictures go into it instead.
