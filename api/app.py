@@ -8,7 +8,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 from api import problems
-from api.routes import deadletters, health, runs
+from api.routes import approvals, deadletters, health, runs
 from projections.projector import Projector
 from streams.settings import Settings
 
@@ -29,7 +29,7 @@ def create(settings: Settings, *, rebuild: bool = False, on_failure: Callable[[]
     app = FastAPI(
         title="Foldflow",
         version=version("foldflow"),
-        description="Runs, calls, costs and dead letters, as the decisions in Kafka say them. Read-only.",
+        description="Runs, calls, costs, approvals and dead letters, as the decisions in Kafka say them. Read-only.",
         lifespan=lifespan,
         # The pages behind these load their scripts from elsewhere; /openapi.json is there.
         docs_url=None,
@@ -37,6 +37,6 @@ def create(settings: Settings, *, rebuild: bool = False, on_failure: Callable[[]
     )
     app.state.projector = Projector(settings, rebuild=rebuild, on_failure=on_failure)
     problems.install(app)
-    for routes in (health, runs, deadletters):
+    for routes in (health, runs, approvals, deadletters):
         app.include_router(routes.router)
     return app

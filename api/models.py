@@ -39,25 +39,57 @@ class Problem(BaseModel):
     instance: str | None = None
 
 
+RunStatus = Literal["running", "paused", "closing", "completed", "failed", "cancelled"]
+StepStatus = Literal[
+    "pending",
+    "running",
+    "waiting",
+    "sleeping",
+    "awaiting_signal",
+    "awaiting_approval",
+    "entered",
+    "held",
+    "completed",
+    "skipped",
+    "failed",
+    "cancelled",
+    "abandoned",
+]
+WaitKind = Literal["approval", "signal", "sleep", "breakpoint", "pause"]
+
+
 class RunSummary(Answer):
     """One run. `problem`: its chain is broken, and it was set aside where it broke."""
 
     run_id: str
     workflow: str
     digest: str
-    status: Literal["open", "completed", "failed"]
+    status: RunStatus = Field(description="`closing`: what was done is undone and cleaned up, then the run ends.")
+    waiting: dict[str, int] = Field(
+        description="What its steps wait for besides calls, and how many of them.", examples=[{"approval": 1, "sleep": 2}]
+    )
     request_id: str | None
     labels: dict[str, str] | None
+    outcome: Literal["completed", "failed", "cancelled"] | None = Field(description="How a run that is closing will end.")
     failure_kind: str | None
     failure_message: str | None
     failure_step: str | None
+    cancelled_by: str | None
+    not_undone: list[str] = Field(description="Steps that were done and are not undone: that failed, or was not to be done.")
+    breakpoints: list[str] = Field(description="Steps before which the run stops.")
+    parent_run_id: str | None = Field(description="The run whose step `parent_step` started this one.")
+    parent_step: str | None
+    origin_run_id: str | None = Field(description="The run that this one was forked from, behind its decision `origin_seq`.")
+    origin_seq: int | None
     started: Time
     updated: Time
+    due: Time | None = Field(description="Its time limit.")
     ended: Time | None
     seq: int
-    steps_settled: int
+    steps_settled: int = Field(description="How many of the workflow's own `steps_total` steps are settled.")
     steps_total: int | None
     calls: int
+    child_runs: int
     retries: int
     input_tokens: int
     output_tokens: int
@@ -77,25 +109,126 @@ class RunPage(Answer):
 
 
 class Step(Answer):
-    """One step of a run. `due`: when its attempt runs out of time, or starts; `pending`: nothing was decided about it yet."""
+    """One step of a run, by path: `check[3].ask` is the step `ask` of item or iteration 3 of `check`.
 
-    step: str
-    status: Literal["pending", "running", "waiting", "completed", "skipped", "failed", "abandoned"]
+    `undo(charge)` undoes `charge`, `finally.tidy` is a clean-up step. `pending`: nothing was decided about it yet.
+    """
+
+    step: str = Field(examples=["check[3].ask"])
+    status: StepStatus
     attempt: int = 0
-    kind: Literal["llm", "tool", "transform"] | None = None
+    kind: str | None = Field(None, description="What it does, as in the definition: `llm`, `tool`, `approval`, `for_each` …")
     model: str | None = None
     tool: str | None = None
+    workflow: str | None = Field(None, description="Of which the run `child_run_id` is.")
+    child_run_id: str | None = None
+    detached: bool = False
+    signal: str | None = None
+    correlation: str | None = None
     started: Time | None = None
-    due: Time | None = None
+    due: Time | None = Field(None, description="When its attempt runs out of time or starts, or its wait is over.")
     ended: Time | None = None
     output: Payload = None
+    source: str | None = Field(None, description="The step whose output is this one's.")
     failure_kind: str | None = None
     failure_message: str | None = None
     tolerated: bool = False
-    skipped_reason: str | None = None
+    reason: str | None = Field(None, description="Why it was skipped, is held or was cancelled.")
+    copied: bool = Field(False, description="It has the result that it had in the run that this one was forked from.")
+    changed: bool = Field(False, description="Somebody has set its output.")
+    compensation: str | None = Field(None, description="What undoes it, if the run fails or is cancelled.")
+    total: int | None = Field(None, description="How many items it has.")
+    begun: int = Field(0, description="How many of its items, iterations or steps have begun.")
+    done: int = Field(0, description="How many of those are settled.")
+    failed: int = Field(0, description="How many of those have failed or were cancelled.")
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+
+
+class StepPage(Answer):
+    """Steps of a run, in the order in which they began. `next`: the cursor of the next page, if there is one."""
+
+    run_id: str
+    steps: list[Step]
+    next: str | None = None
+
+
+class Approval(Answer):
+    """What a person was asked, and what came of it. `answer`: what they made of the value, if they changed it."""
+
+    run_id: str
+    step: str
+    status: Literal["waiting", "approved", "rejected", "expired", "replaced", "cancelled"] = Field(
+        description="`expired`: nobody answered in time; `replaced`: somebody set the step's output instead."
+    )
+    message: str = Field(examples=["Send this mail to 3 customers?"])
+    value: Payload = Field(description="What is to be approved.")
+    may_answer: list[str] = Field(description="Who may answer; empty: anybody.", examples=[["ann", "bob"]])
+    editable: bool = Field(description="Whether they may change the value.")
+    requested: Time
+    due: Time | None
+    answered: Time | None
+    answered_by: str | None = Field(description='"" when its time was over and the workflow says what then.')
+    reason: str | None
+    edited: bool
+    answer: Payload = None
+
+
+class ListedApproval(Approval):
+    """An approval of any run."""
+
+    workflow: str
+
+
+class ApprovalPage(Answer):
+    """Approvals of all runs, newest first. `next`: the cursor of the next page, if there is one."""
+
+    approvals: list[ListedApproval]
+    next: str | None = None
+
+
+class RunApprovals(Answer):
+    """Approvals of one run, in the order in which they were asked for."""
+
+    run_id: str
+    approvals: list[Approval]
+
+
+class Signal(Answer):
+    """A signal that a run took notice of. `kept`: no step has waited for it yet; `unused`: none did before the end."""
+
+    seq: int
+    signal_id: str
+    name: str = Field(examples=["payment"])
+    correlation: str | None
+    payload: Payload
+    sent_by: str
+    received: Time
+    status: Literal["kept", "taken", "unused"]
+    step: str | None
+    taken: Time | None
+
+
+class SignalPage(Answer):
+    """Signals of a run, in order. `next`: the number to go on after, if there are more."""
+
+    run_id: str
+    signals: list[Signal]
+    next: int | None = None
+
+
+class Wait(Answer):
+    """What a step waits for besides a call. `due`: until when at most; `since`: from when on."""
+
+    kind: WaitKind
+    step: str
+    since: Time | None
+    due: Time | None
+    message: str | None = None
+    may_answer: list[str] = []
+    signal: str | None = None
+    correlation: str | None = None
 
 
 class Call(Answer):
@@ -105,7 +238,7 @@ class Call(Answer):
     step: str
     attempt: int | None
     kind: Literal["llm", "tool"]
-    outcome: Literal["pending", "completed", "failed", "timed_out", "abandoned", "stray"]
+    outcome: Literal["pending", "completed", "failed", "timed_out", "cancelled", "abandoned", "stray"]
     late: bool
     model: str | None
     provider: str | None
@@ -130,14 +263,21 @@ class Run(RunSummary):
     """One run with all that is known of it. `head`: the hash of its last decision."""
 
     head: str
+    origin_head: str | None = Field(description="The hash of the decision that this run was forked behind.")
     input: Payload
     output: Payload
-    steps: list[Step]
-    calls_made: list[Call]
+    steps: list[Step] = Field(
+        description="All steps; of a run with very many, those in items and iterations only as far as they are under way or went "
+        "wrong. GET /runs/{run_id}/steps has all."
+    )
+    steps_known: int = Field(description="How many steps, items and iterations something was decided about.")
+    waits_for: list[Wait] = Field(description="What its steps wait for besides calls, the first 100 of them.")
+    children: list[RunSummary] = Field(description="Runs that its steps have started, the newest 100 of them.")
+    calls_made: list[Call] = Field(description="Its calls; of a run with very many, the last ones.")
 
 
 class Decision(Answer):
-    """Where a decision stands in the log, and what kind it is. `ignored`: why its input changed nothing."""
+    """Where a decision stands in the log, and what kind it is. `ignored`: why its input changed nothing; `by`: who said it."""
 
     seq: int
     partition: int
@@ -146,6 +286,7 @@ class Decision(Answer):
     input_offset: int
     input: str
     step: str | None
+    by: str | None
     effects: list[str]
     ignored: str | None
     hash: str

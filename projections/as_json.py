@@ -5,7 +5,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-_PAYLOADS: Final = frozenset({"input", "output", "arguments", "messages", "parameters", "schema", "spec"})
+_PAYLOADS: Final = frozenset(
+    {
+        *("input", "output", "arguments", "messages", "parameters", "schema", "spec"),
+        *("payload", "value", "items", "shared", "copied"),
+    }
+)
 """Fields that hold JSON where they hold text."""
 
 

@@ -2,16 +2,18 @@
 
 A call is counted once, by the first answer that its run took notice of: also one that came after the attempt had been given up
 (`late`), and one that belongs to a decision which lost (`stray`), because both were made and paid. `input_tokens` includes the
-cached tokens, `output_tokens` the reasoning.
+cached tokens, `output_tokens` the reasoning. A child run is no call: it has its own row in `runs`.
+
+Only pending calls are in memory. What is known of a call that is over is fetched when another answer to it comes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, assert_never
 
 from events.calls import LlmCallRequested, ToolCallRequested
-from events.commands import StartRun
-from events.decisions import Decision, InputIgnored, RetryScheduled, StepFailed, UnreadableInput
+from events.decisions import CallCancelled, Decision, InputIgnored, RetryScheduled, StepFailed
 from events.failure import Failure
 from events.ids import effect_id
 from events.results import LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
@@ -29,6 +31,8 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    """Nobody waits for its answer any more."""
     ABANDONED = "abandoned"
     """The run ended before the answer came."""
     STRAY = "stray"
@@ -103,40 +107,62 @@ TABLE: Final = Table(
 
 @dataclass(slots=True)
 class Calls:
-    """The calls of open runs in memory, by run and call; those of finished runs are in the database only."""
+    """The pending calls of open runs in memory, by run and call. Without a database (`write` is never called) all calls stay."""
 
     open: dict[str, dict[str, CallRow]] = field(default_factory=dict)
     _changed: dict[str, CallRow] = field(default_factory=dict)
+    _fetched: set[tuple[str, str]] = field(default_factory=set)
 
     def load(self, db: Connection) -> None:
-        """Load the calls of open runs back."""
-        self.open.clear()
-        self._changed.clear()
-        for row in TABLE.load(db, "WHERE run_id IN (SELECT run_id FROM runs WHERE status = 'open')"):
+        """Load the pending calls of open runs back."""
+        for held in (self.open, self._changed, self._fetched):
+            held.clear()
+        for row in TABLE.load(db, "WHERE outcome = 'pending' AND run_id IN (SELECT run_id FROM runs WHERE ended IS NULL)"):
             self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row)
+
+    def fetch(self, db: Connection, entries: Iterable[Entry]) -> None:
+        """Get the calls back that these decisions have another answer to."""
+        keys, begun = [], set[str]()
+        for entry in entries:
+            decision, cause = entry.decision, entry.decision.input
+            if decision.seq == 1:
+                begun.add(decision.run_id)
+            elif isinstance(cause, Result) and decision.run_id not in begun:
+                held = self.open.get(decision.run_id)
+                if held is None or cause.call_id not in held:
+                    keys.append(cause.call_id)
+        for row in TABLE.load_keys(db, keys):
+            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row)
+            self._fetched.add((row["run_id"], row["call_id"]))
 
     def apply(self, entry: Entry) -> Spent | None:
         """Take an accepted decision; return what it says was spent."""
         decision = entry.decision
         held = self.open.setdefault(decision.run_id, {})
         spent = self._input(entry, held)
+        requested: dict[str, str] = {}
         for index, effect in enumerate(decision.effects):
             if isinstance(effect, LlmCallRequested | ToolCallRequested):
                 row = _requested(entry, effect, index)
                 held[row.call_id] = self._changed[row.call_id] = row
+                requested[row.step] = row.call_id
+            elif isinstance(effect, CallCancelled):  # of a call that the same decision requests, the id was not known
+                self._gives_up(held, effect.call_id or requested.get(effect.step, ""), Outcome.CANCELLED, decision.at)
         if ends_run(decision):
-            for row in held.values():
-                if row.outcome == Outcome.PENDING:
-                    row.outcome, row.ended = Outcome.ABANDONED, decision.at
-                    self._changed[row.call_id] = row
+            for call_id in held:
+                self._gives_up(held, call_id, Outcome.ABANDONED, decision.at)
             del self.open[decision.run_id]
         return spent
+
+    def _gives_up(self, held: dict[str, CallRow], call_id: str, outcome: Outcome, at: int) -> None:
+        row = held.get(call_id)
+        if row is not None and row.outcome == Outcome.PENDING:
+            row.outcome, row.ended = outcome, at
+            self._changed[call_id] = row
 
     def _input(self, entry: Entry, held: dict[str, CallRow]) -> Spent | None:
         decision = entry.decision
         match decision.input:
-            case StartRun() | UnreadableInput():
-                return None
             case TimerFired(timer_id=timer_id):
                 row = held.get(timer_id)  # the timer of an attempt's time limit has the call's id
                 if row and row.outcome == Outcome.PENDING and not any(isinstance(e, InputIgnored) for e in decision.effects):
@@ -147,7 +173,7 @@ class Calls:
             case LlmCallCompleted() | LlmCallFailed() | ToolCallCompleted() | ToolCallFailed():
                 return self._answered(entry, decision.input, held)
             case _:
-                assert_never(decision.input)
+                return None
 
     def _answered(self, entry: Entry, result: Result, held: dict[str, CallRow]) -> Spent | None:
         decision = entry.decision
@@ -156,7 +182,7 @@ class Calls:
         if row is None:
             row = CallRow(result.call_id, decision.run_id, result.step, None, kind, entry.partition, entry.offset, Outcome.STRAY)
             held[result.call_id] = row
-        elif row.outcome == Outcome.TIMED_OUT and not row.late:
+        elif row.outcome in (Outcome.TIMED_OUT, Outcome.CANCELLED) and not row.late:
             row.late = True
         elif row.outcome != Outcome.PENDING:
             return None  # a repetition: counted already
@@ -166,9 +192,14 @@ class Calls:
         return _details(row, result)
 
     def write(self, db: Connection) -> None:
-        """Write what has changed since the last time."""
+        """Write what has changed since the last time, and forget the calls that are over."""
         TABLE.upsert(db, list(self._changed.values()))
+        for run_id, call_id in (*((row.run_id, row.call_id) for row in self._changed.values()), *self._fetched):
+            held = self.open.get(run_id)
+            if held is not None and call_id in held and held[call_id].outcome != Outcome.PENDING:
+                del held[call_id]
         self._changed.clear()
+        self._fetched.clear()
 
 
 def _requested(entry: Entry, effect: LlmCallRequested | ToolCallRequested, index: int) -> CallRow:
@@ -229,12 +260,12 @@ def _failure(failure: Failure | None) -> tuple[str | None, str | None]:
     return (str(failure.kind), failure.message) if failure else (None, None)
 
 
-def of_run(db: Connection, run_id: str) -> list[dict[str, Any]]:
-    """Return a run's calls in the order in which they were requested."""
+def of_run(db: Connection, run_id: str, most: int | None = None) -> list[dict[str, Any]]:
+    """Return a run's calls in the order in which they were requested; of more than `most`, the last ones."""
     # The run's partition and offsets let DuckDB skip all row groups in which the run can't be: no index is needed.
     query = """
         SELECT calls.* FROM calls, (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
         WHERE run_id = $1 AND "partition" = p AND "offset" BETWEEN low AND high
-        ORDER BY "offset", requested NULLS FIRST, step, attempt, call_id
+        ORDER BY "offset" DESC, requested DESC NULLS LAST, step DESC, attempt DESC, call_id DESC LIMIT $2
     """
-    return rows(db, query, [run_id])
+    return rows(db, query, [run_id, most])[::-1]

@@ -11,17 +11,19 @@ from typing import Final
 import duckdb
 import structlog
 
-from projections import calls, deadletters, decisions, ledger, runs, specs, steps
+from projections import approvals, calls, deadletters, decisions, ledger, runs, signals, specs, steps
 from projections.table import Connection, rows
 
 log = structlog.get_logger()
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raise it whenever a table or what is written to it changes."""
 TABLES: Final = (
     runs.TABLE,
     steps.TABLE,
     calls.TABLE,
+    approvals.TABLE,
+    signals.TABLE,
     decisions.TABLE,
     deadletters.TABLE,
     specs.TABLE,

@@ -7,15 +7,17 @@ copy would only be one more thing that could differ.
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from events.commands import StartRun
-from events.decisions import InputIgnored, UnreadableInput
+from events.decisions import InputIgnored
 from projections.entry import Entry
 from projections.table import Connection, Table, rows
 
 
 @dataclass(slots=True)
 class DecisionRow:
-    """One accepted decision. `decided`: the broker's time of its input, milliseconds since the epoch; `size`: bytes of Avro."""
+    """One accepted decision. `decided`: the broker's time of its input, milliseconds since the epoch; `size`: bytes of Avro.
+
+    `step`: the one that the input is about, if it is about one; `by`: who said so, if it is a command.
+    """
 
     partition: int
     offset: int
@@ -25,6 +27,7 @@ class DecisionRow:
     input_offset: int
     input: str
     step: str | None
+    by: str | None
     effects: list[str]
     ignored: str | None
     hash: bytes
@@ -42,6 +45,7 @@ TABLE: Final = Table(
         "input_offset": "BIGINT",
         "input": "VARCHAR",
         "step": "VARCHAR",
+        "by": "VARCHAR",
         "effects": "VARCHAR[]",
         "ignored": "VARCHAR",
         "hash": "BLOB",
@@ -64,7 +68,7 @@ class Decisions:
     def apply(self, entry: Entry) -> None:
         """Take an accepted decision."""
         decision = entry.decision
-        step = None if isinstance(decision.input, StartRun | UnreadableInput) else decision.input.step
+        step, by = (getattr(decision.input, name, None) for name in ("step", "by"))
         ignored = next((effect.reason for effect in decision.effects if isinstance(effect, InputIgnored)), None)
         self._new.append(
             DecisionRow(
@@ -75,7 +79,8 @@ class Decisions:
                 decision.at,
                 decision.input_offset,
                 type(decision.input).__name__,
-                step,
+                step or None,
+                by or None,
                 [type(effect).__name__ for effect in decision.effects],
                 ignored,
                 entry.hash,
@@ -93,7 +98,7 @@ def of_run(db: Connection, run_id: str, after: int, limit: int) -> list[dict[str
     """Return a run's decisions behind number `after`, in order."""
     # Rows lie in the log's order: by the run's partition and offsets DuckDB skips all row groups in which the run can't be.
     query = """
-        SELECT decisions."partition", "offset", decisions.seq, decided, input_offset, input, step, effects, ignored,
+        SELECT decisions."partition", "offset", decisions.seq, decided, input_offset, input, step, "by", effects, ignored,
                lower(hex(hash)) AS hash, size
         FROM decisions,
              (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)

@@ -1,6 +1,6 @@
 """What read models are made of: a decision that counts, and where it stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from events.decisions import Decision
 
@@ -24,3 +24,15 @@ class Spent:
     input_tokens: int
     output_tokens: int
     cost_usd: float | None
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a decision did to its run's steps.
+
+    `settled`: how many of the workflow's own steps it settled; `waits`: how many more wait for something, fewer if negative, by
+    what it is: `approval`, `signal`, `sleep`, `breakpoint`.
+    """
+
+    settled: int = 0
+    waits: dict[str, int] = field(default_factory=dict)

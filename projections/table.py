@@ -89,14 +89,18 @@ class Table:
         order = f" ORDER BY {_quoted(self.key)}" if self.key else ""
         return rows(db, f'SELECT {columns} FROM "{self.name}" {where}{order}', parameters)  # noqa: S608 - our own names
 
-    def load_keys(self, db: Connection, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the rows with these values of the only key column."""
-        (key,) = self.key
-        if len(keys) <= _FEW:
-            return self.load(db, f'WHERE "{key}" IN ({", ".join("?" * len(keys))})', keys) if keys else []
-        db.register("wanted", pa.table({key: pa.array(keys, pa.string())}))
+    def load_keys(self, db: Connection, keys: Sequence[str | tuple[str, ...]]) -> list[dict[str, Any]]:
+        """Return the rows with these keys; of a table with one key column, the key is its value."""
+        if not keys:
+            return []
+        if len(self.key) == 1 and len(keys) <= _FEW:
+            return self.load(db, f'WHERE "{self.key[0]}" IN ({", ".join("?" * len(keys))})', keys)
+        columns = zip(*((key,) if isinstance(key, str) else key for key in keys), strict=True)
+        db.register(
+            "wanted", pa.table({name: pa.array(column, pa.string()) for name, column in zip(self.key, columns, strict=True)})
+        )
         try:
-            return self.load(db, f'SEMI JOIN wanted USING ("{key}")')
+            return self.load(db, f"SEMI JOIN wanted USING ({_quoted(self.key)})")
         finally:
             db.unregister("wanted")
 

@@ -11,12 +11,14 @@ from events import codec, topics
 from events.commands import WorkflowRegistered
 from events.decisions import DeadLetter
 from events.errors import NotDecodableError
+from projections.approvals import Approvals
 from projections.calls import Calls
 from projections.database import Positions, open_views, read_positions, write_positions
 from projections.deadletters import DeadLetters
 from projections.decisions import Decisions
 from projections.ledger import NOT_DECODABLE, Ledger, Record
 from projections.runs import Runs
+from projections.signals import Signals
 from projections.specs import Specs
 from projections.steps import Steps
 from projections.table import Connection
@@ -50,8 +52,12 @@ class Views:
         self._db = open_views(path, self._topic_ids, rebuild=rebuild)
         self._cursors = threading.Lock()
         self.ledger, self.runs, self.steps, self.calls = Ledger(partitions), Runs(), Steps(), Calls()
+        self.approvals, self.signals = Approvals(), Signals()
         self.decisions, self.deadletters, self.specs = Decisions(), DeadLetters(), Specs()
-        self._models = (self.ledger, self.runs, self.steps, self.calls, self.decisions, self.deadletters, self.specs)
+        self._models = (
+            *(self.ledger, self.runs, self.steps, self.calls, self.approvals, self.signals),
+            *(self.decisions, self.deadletters, self.specs),
+        )
         self._load()
 
     def _load(self) -> None:
@@ -63,10 +69,15 @@ class Views:
         """Take a batch in one transaction. After an error nothing of it was taken."""
         self._db.begin()
         try:
-            for entry in self.ledger.judge(self._db, list(batch.decisions), self.runs):
+            accepted = self.ledger.judge(self._db, list(batch.decisions), self.runs)
+            self.calls.fetch(self._db, accepted)
+            self.steps.fetch(self._db, accepted)
+            for entry in accepted:
                 spent = self.calls.apply(entry)
-                settled = self.steps.apply(entry, spent)
-                self.runs.apply(entry, spent, settled)
+                moved = self.steps.apply(entry, spent)
+                self.runs.apply(entry, spent, moved)
+                self.approvals.apply(entry)
+                self.signals.apply(entry)
                 self.decisions.apply(entry)
             self._take_letters(batch.deadletters)
             self._take_specs(batch.specs)

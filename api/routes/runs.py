@@ -1,4 +1,4 @@
-"""Runs, their steps, calls and decisions, and what became of a request."""
+"""Runs, their steps, calls, approvals, signals and decisions, and what became of a request."""
 
 from datetime import UTC
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from api import models
 from api.problems import ProblemError
 from api.views import TheProjector, TheView, View, cursor, from_cursor
 from events import ids
-from projections import calls, deadletters, decisions, runs, specs, steps
+from projections import approvals, calls, deadletters, decisions, runs, signals, specs, step_pages
 from projections.as_json import as_json
 from projections.log import decision_at
 
@@ -18,13 +18,21 @@ router = APIRouter(tags=["runs"])
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")]
 _SHOWN = 5
 """How many runs an ambiguous prefix names."""
+_STEPS, _CALLS, _MOST = 500, 1000, 100
+"""How many steps, calls and other things a run is shown with."""
+_WAITS: dict[str, models.WaitKind] = {"awaiting_approval": "approval", "awaiting_signal": "signal", "sleeping": "sleep"}
 
 
 @router.get("/runs")
-def list_runs(
+def list_runs(  # noqa: PLR0913, PLR0917 - what can be asked for
     view: TheView,
     workflow: Annotated[str | None, Query(description="Only runs of this workflow.")] = None,
-    status: Literal["open", "completed", "failed"] | None = None,
+    status: Annotated[
+        models.RunStatus | Literal["open", "waiting"] | None,
+        Query(description="`open`: not over; `waiting`: for an approval, a signal, a time or at a breakpoint."),
+    ] = None,
+    parent: Annotated[str | None, Query(description="Only child runs of the run with this id.")] = None,
+    origin: Annotated[str | None, Query(description="Only forks of the run with this id.")] = None,
     label: Annotated[list[str] | None, Query(description="`key=value`; several must all be there.")] = None,
     request_id: str | None = None,
     limit: Limit = 50,
@@ -33,7 +41,7 @@ def list_runs(
     """List runs, newest first."""
     labels = tuple(_label(each) for each in label or ())
     after = from_cursor(cursor_, int, str) if cursor_ else None
-    wanted = runs.Filter(workflow, status, request_id, labels, (after[0], after[1]) if after else None)
+    wanted = runs.Filter(workflow, status, request_id, labels, (after[0], after[1]) if after else None, parent, origin)
     found = runs.newest(view.db, wanted, limit + 1)
     page = found[:limit]
     more = (
@@ -56,10 +64,63 @@ def show_run(view: TheView, run_id: str) -> models.Run:
     identity = _resolve(view, run_id)
     row = runs.one(view.db, identity)
     assert row is not None
-    decided = {each["step"]: models.Step(**each) for each in steps.of_run(view.db, identity)}
+    found, known = step_pages.of_run(view.db, identity, _STEPS)
+    decided = {each["step"]: models.Step(**each) for each in found}
     rest = [models.Step(step=name, status="pending") for name in specs.steps_of(view.db, row["digest"]) if name not in decided]
-    made = [models.Call(**each) for each in calls.of_run(view.db, identity)]
-    return models.Run(**row, steps=[*decided.values(), *rest], calls_made=made)
+    return models.Run(
+        **row,
+        steps=[*decided.values(), *rest],
+        steps_known=known,
+        waits_for=_waits(view, identity),
+        children=[models.RunSummary(**each) for each in runs.newest(view.db, runs.Filter(parent=identity), _MOST)],
+        calls_made=[models.Call(**each) for each in calls.of_run(view.db, identity, _CALLS)],
+    )
+
+
+def _waits(view: View, run_id: str) -> list[models.Wait]:
+    """Return what a run waits for, with what is asked where a person must answer."""
+    waiting = step_pages.waiting(view.db, run_id, _MOST)
+    asked = {each["step"]: each for each in approvals.of_run(view.db, run_id, waiting=True)} if waiting else {}
+    found = []
+    for step in waiting:
+        kind = _WAITS.get(step["status"]) or ("breakpoint" if step["reason"] == "breakpoint" else "pause")
+        asks = {name: asked[step["step"]][name] for name in ("message", "may_answer")} if step["step"] in asked else {}
+        found.append(models.Wait(**{**step, **asks, "kind": kind, "since": step["started"]}))
+    return found
+
+
+@router.get("/runs/{run_id}/steps")
+def list_steps(
+    view: TheView,
+    run_id: str,
+    below: Annotated[str | None, Query(description="Only this step and all within it: `many`, `many[3]`.")] = None,
+    status: models.StepStatus | None = None,
+    limit: Limit = 200,
+    cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
+) -> models.StepPage:
+    """List a run's steps, items and iterations in the order in which they began."""
+    identity = _resolve(view, run_id)
+    after = from_cursor(cursor_, int, int) if cursor_ else None
+    found = step_pages.page(view.db, identity, step_pages.Part(below, status, (after[0], after[1]) if after else None), limit + 1)
+    more = cursor(found[limit - 1]["offset"], found[limit - 1]["position"]) if found[limit:] else None
+    return models.StepPage(run_id=identity, steps=[models.Step(**row) for row in found[:limit]], next=more)
+
+
+@router.get("/runs/{run_id}/approvals")
+def list_run_approvals(view: TheView, run_id: str) -> models.RunApprovals:
+    """List what a run asked people, in order, and what they answered."""
+    identity = _resolve(view, run_id)
+    found = approvals.of_run(view.db, identity)
+    return models.RunApprovals(run_id=identity, approvals=[models.Approval(**row) for row in found])
+
+
+@router.get("/runs/{run_id}/signals")
+def list_signals(view: TheView, run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 200) -> models.SignalPage:
+    """List the signals that a run took notice of, in order, and which steps took them."""
+    identity = _resolve(view, run_id)
+    found = signals.of_run(view.db, identity, after, limit + 1)
+    page = [models.Signal(**row) for row in found[:limit]]
+    return models.SignalPage(run_id=identity, signals=page, next=page[-1].seq if found[limit:] else None)
 
 
 @router.get("/runs/{run_id}/decisions")
