@@ -7,23 +7,26 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Message
 
 from events import codec, topics
-from events.decisions import DeadLetter, Decision
+from events.decisions import DeadLetter, RunCancelled
 from events.errors import NotDecodableError
-from events.ids import chain_hash
+from infra.cli.history import History
+from infra.cli.outcome import waiting
 from projections.as_json import payload
 from projections.calls import Calls
 from projections.entry import Entry
-from projections.runs import OPEN, RunRow, Runs
+from projections.runs import RunRow, Runs
 from projections.steps import StepRow, Steps
 from streams import kafka
 from streams.kafka import Cluster, TopicPartition
 from streams.settings import Settings
-from streams.workflow.chain import Chain, Verdict
+
+_FINE: Final = ("completed", "skipped")
+_MOST_WITHIN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,45 +42,51 @@ class Sent:
 
 @dataclass
 class Followed:
-    """What is known of the run so far."""
+    """What is known of the run so far. `behind`: what is read now happened before, so nobody must be asked about it."""
 
     sent: Sent
     offset: int = -1
+    behind: bool = False
     run: RunRow | None = None
     steps: dict[str, StepRow] = field(default_factory=dict)
     refusal: DeadLetter | None = None
-    _chain: Chain = field(default_factory=Chain)
+    history: History = field(init=False)
     _runs: Runs = field(default_factory=Runs)
     _steps: Steps = field(default_factory=Steps)
     _calls: Calls = field(default_factory=Calls)
 
     def __post_init__(self) -> None:
         self._steps.open[self.sent.run_id] = self.steps
+        self.history = History(self.sent.run_id)
 
     @property
     def over(self) -> bool:
         """Whether nothing more can come."""
-        return self.refusal is not None or (self.run is not None and self.run.status != OPEN)
+        return self.refusal is not None or self.history.state.over
+
+    @property
+    def listed(self) -> dict[str, StepRow]:
+        """The steps that are shown: of those in items and iterations only what is under way or went wrong, the latest of it."""
+        within = [name for name, step in self.steps.items() if "[" in name and step.status not in _FINE]
+        shown = set(within[-_MOST_WITHIN:])
+        return {name: step for name, step in self.steps.items() if "[" not in name or name in shown}
+
+    @property
+    def waiting(self) -> list[str]:
+        """What the run waits for that somebody must do, each with the command that does it."""
+        return [] if self.behind else waiting(self.history.state, self.sent.run_id)
 
     def decision(self, message: Message) -> bool:
         """Take a record of `decisions`; say whether something has changed."""
         value = message.value()
-        # Records of other runs are passed over before they are decoded. A run's id stands in its records as it is.
-        if self.over or not value or self.sent.run_id.encode() not in value:
+        if self.over or not self.history.take(message.offset() or 0, value):
             return False
-        try:
-            decision = codec.decode(value, Decision)
-        except NotDecodableError:
-            return False
-        if decision.run_id != self.sent.run_id:
-            return False
-        body = codec.unframed(value)
-        entry = Entry(message.partition() or 0, message.offset() or 0, decision, chain_hash(body), len(body))
-        if self._chain.judge(entry.offset, decision, entry.hash) is not Verdict.ACCEPTED:
-            return False
+        decision, state = self.history.last, self.history.state
+        assert decision is not None
+        entry = Entry(message.partition() or 0, message.offset() or 0, decision, state.head, len(codec.unframed(value or b"")))
         spent = self._calls.apply(entry)
-        settled = self._steps.apply(entry, spent)
-        self.run = self._runs.apply(entry, spent, settled)
+        moved = self._steps.apply(entry, spent)
+        self.run = self._runs.apply(entry, spent, moved)
         return True
 
     def letter(self, message: Message) -> bool:
@@ -115,7 +124,15 @@ class Followed:
             "cost_usd": run.cost_usd,
             "unpriced_calls": run.unpriced_calls,
             "duration_ms": run.updated - run.started,
+            "cancelled": self._cancelled(),
+            "waiting": self.waiting,
         }
+
+    def _cancelled(self) -> dict[str, str] | None:
+        """Return who cancelled the run, and why."""
+        last = self.history.last
+        ended = [each for each in last.effects if isinstance(each, RunCancelled)] if last else []
+        return {"by": ended[0].by, "reason": ended[0].reason} if ended else None
 
 
 class Follower:
@@ -128,6 +145,8 @@ class Follower:
         letters = kafka.name(settings, topics.DEADLETTER)
         partition = topics.partition_for(sent.run_id.encode(), cluster.partitions[topics.DECISIONS.name])
         low, high = kafka.watermarks(self._source, self._decisions, partition)
+        self._end = high
+        self.followed.behind = sent.again and low < high
         places = [TopicPartition(self._decisions, partition, low if sent.again else high)]
         places += [
             TopicPartition(letters, each, kafka.watermarks(self._source, letters, each)[1])
@@ -140,7 +159,10 @@ class Follower:
         deadline = time.monotonic() + timeout_s
         while not self.followed.over and time.monotonic() < deadline:
             for message in kafka.poll(self._source, max(0.0, min(0.2, deadline - time.monotonic()))):
-                take = self.followed.decision if message.topic() == self._decisions else self.followed.letter
+                take = self.followed.letter
+                if message.topic() == self._decisions:
+                    take = self.followed.decision
+                    self.followed.behind = (message.offset() or 0) + 1 < self._end
                 if take(message):
                     yield self.followed
             if not self.followed.over:

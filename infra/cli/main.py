@@ -1,7 +1,7 @@
 """The command `foldflow`: a table of commands, each in a module of its own that is imported only when it is called.
 
-To add a command, add a line: the module has a function of the command's name, or a `typer.Typer` of that name for a command
-with commands of its own.
+To add a command, add a line: the module has a function of the command's name (`set-output`: `set_output`), or a `typer.Typer` of
+that name for a command with commands of its own.
 """
 
 import importlib
@@ -31,9 +31,22 @@ COMMANDS = (
     Command("run", "infra.cli.requests", "Start a run, and follow it."),
     Command("runs", "infra.cli.runs", "List runs."),
     Command("show", "infra.cli.runs", "Show a run: its steps, calls and costs, or why a request was refused."),
+    Command("signal", "infra.cli.commands", "Send a signal to a run."),
+    Command("approve", "infra.cli.commands", "Approve what a step of a run shows."),
+    Command("reject", "infra.cli.commands", "Reject what a step of a run shows."),
+    Command("cancel", "infra.cli.commands", "Cancel a run, or a step of it."),
+    Command("pause", "infra.cli.commands", "Pause a run, or stop it before a step."),
+    Command("resume", "infra.cli.commands", "Go on with a run that is paused or stopped before a step."),
+    Command("set-output", "infra.cli.commands", "Replace the output of a run's step."),
+    Command("fork", "infra.cli.fork", "Start a new run from another one, as it was at any of its decisions."),
+    Command("history", "infra.cli.histories", "Write a run's history to a file, to decide it again."),
+    Command("replay", "infra.cli.histories", "Decide recorded histories again, by today's code or another definition."),
     Command("tail", "infra.cli.tail", "Show the events on the topics, decoded, as they come."),
     Command("deploy", "infra.cli.workflows", "Register workflows."),
-    Command("workflows", "infra.cli.workflows", "List the registered workflows."),
+    Command("workflows", "infra.cli.workflows", "List the registered workflows, or all versions of one."),
+    Command("validate", "infra.cli.validate", "Find the mistakes in workflow definitions."),
+    Command("diff", "infra.cli.diff", "Show what differs between two versions of a workflow."),
+    Command("reference", "infra.cli.reference", "Print all that a workflow definition may say, as Markdown."),
     Command("model", "infra.cli.cluster", "Serve the local model in the foreground."),
     Command(
         "kafka", "infra.cli.kafka_tools", "Run one of Kafka's own console tools against the configured cluster.", passes_on=True
@@ -59,7 +72,7 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         if command.name != called:
             app.command(command.name, help=command.help)(_not_loaded)
             continue
-        found = getattr(importlib.import_module(command.module), command.name)
+        found = getattr(importlib.import_module(command.module), command.name.replace("-", "_"))
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=command.name)
         else:

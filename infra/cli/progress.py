@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from rich.console import Console, Group
@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from infra.cli import tree
 from infra.cli.follow import Followed
 from infra.cli.terminal import money, took
 from projections.steps import StepRow
@@ -18,9 +19,15 @@ LOOKS = {
     "pending": ("·", "dim"),
     "running": ("▶", "cyan"),
     "waiting": ("◔", "yellow"),
+    "sleeping": ("◔", "dim"),
+    "awaiting_signal": ("◔", "yellow"),
+    "awaiting_approval": ("?", "bold yellow"),
+    "entered": ("▶", "cyan"),
+    "held": ("‖", "yellow"),
     "completed": ("✓", "green"),
     "skipped": ("○", "dim"),
     "failed": ("✗", "red"),
+    "cancelled": ("✗", "yellow"),
     "abandoned": ("✗", "dim"),
     "open": ("▶", "cyan"),
     "refused": ("✗", "red"),
@@ -29,11 +36,19 @@ _SLOW_S = 5.0
 _HINT = "no decision yet: are intake and orchestrator running? `foldflow status`, `foldflow up`"
 
 
+def look(status: str) -> tuple[str, str]:
+    """Return the sign and style of a status."""
+    return LOOKS.get(status, ("·", ""))
+
+
 class Display(Protocol):
     """Shows what is known of a run."""
 
     def show(self, followed: Followed) -> None:
         """Show it as it is now."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Keep quiet while a person is asked."""
 
 
 @contextmanager
@@ -52,6 +67,10 @@ class _Silent:
     def show(self, followed: Followed) -> None:
         """Show nothing."""
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Do nothing: it is quiet."""
+        return nullcontext()
+
 
 class _Table:
     def __init__(self, live: Live) -> None:
@@ -60,12 +79,21 @@ class _Table:
     def show(self, followed: Followed) -> None:
         """Draw the table anew."""
         slow = followed.run is None and time.monotonic() - self._began > _SLOW_S
-        self._live.update(Group(steps_table(followed), Text(_HINT, "yellow")) if slow else steps_table(followed))
+        hints = [_HINT] if slow else followed.waiting
+        self._live.update(Group(steps_table(followed), *(Text(hint, "yellow") for hint in hints)))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the table where it is, and draw it anew below."""
+        self._live.stop()
+        yield
+        self._live.start(refresh=True)
 
 
 class _Lines:
     def __init__(self, console: Console) -> None:
         self._console, self._said, self._began, self._warned = console, dict[str, str](), time.monotonic(), False
+        self._waiting: list[str] = []
 
     def show(self, followed: Followed) -> None:
         """Write a line for each step that has changed."""
@@ -74,11 +102,20 @@ class _Lines:
                 self._warned = True
                 self._console.print(_HINT, highlight=False)
             return
-        for name, step in followed.steps.items():
+        for name, step in followed.listed.items():
             line = " ".join(filter(None, (step.status, attempt(step), step.model or step.tool, step.failure_message)))
             if self._said.get(name) != line:
                 self._said[name] = line
                 self._console.print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
+        waiting = followed.waiting
+        for line in waiting:
+            if line not in self._waiting:
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._waiting = waiting
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Do nothing: lines don't change."""
+        return nullcontext()
 
 
 def steps_table(followed: Followed) -> Table:
@@ -93,7 +130,7 @@ def steps_table(followed: Followed) -> Table:
     for header, footer in (("", ""), ("step", ""), ("", ""), ("with", ""), ("time", total), ("tokens", tokens)):
         table.add_column(header, footer)
     table.add_column("cost", money(run.cost_usd) if run else "")
-    for step in followed.steps.values():
+    for step in followed.listed.values():
         table.add_row(*step_cells(step.status, step, now))
     if run is None:
         table.add_row("…", "sent, waiting for its first decision")
@@ -102,8 +139,8 @@ def steps_table(followed: Followed) -> Table:
 
 def step_cells(status: str, step: StepRow, now: float) -> tuple[Any, ...]:
     """Return the cells of a step."""
-    sign, style = LOOKS[status]
-    name = Text(step.step, style)
+    sign, style = look(status)
+    name = Text(step.step + tree.summary(tree.item_of(step)), style)
     if step.failure_message and status != "completed":
         name.append(f"\n{step.failure_kind}: {step.failure_message}"[:300], "red" if status == "failed" else "yellow")
     tokens = f"{step.input_tokens:,} → {step.output_tokens:,}" if step.input_tokens or step.output_tokens else ""

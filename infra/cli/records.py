@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 from confluent_kafka import Message
 
 from events import codec, ids, topics
+from events.commands import RunRequest
 from events.decisions import Decision
 from events.errors import NotDecodableError
 from events.ids import chain_hash
@@ -98,11 +99,12 @@ class Tail:
         if topic is topics.REQUESTS and record.value[:1] != b"\0":
             return self._request(record.value)
         try:
-            event: Any = codec.decode(record.value, topic.kind)
+            kind = RunRequest if topic is topics.REQUESTS and codec.kind_of(record.value) is RunRequest else topic.kind
+            event: Any = codec.decode(record.value, kind)
         except NotDecodableError as error:
             return _undecodable(record.value, str(error)), key, None
         run_id = getattr(event, "run_id", key)
-        if topic is topics.REQUESTS and event.request_id:
+        if topic is topics.REQUESTS and event.request_id and run_id is None:
             run_id = ids.run_id(event.request_id)
         verdict = None
         if isinstance(event, Decision) and (chain := self._chains.get(record.partition)) is not None:
@@ -117,8 +119,11 @@ class Tail:
             return _undecodable(value, f"neither Avro nor JSON: {error}"), None, None
         if not isinstance(data, dict):
             return _undecodable(value, "a request is a JSON object"), None, None
-        identity = data.get("request_id")
-        return {"type": "WorkflowRequest (JSON)", **data}, ids.run_id(identity) if isinstance(identity, str) else None, None
+        asked, run_id = data.get("request_id"), data.get("run_id")
+        if isinstance(asked, str):
+            run_id = ids.run_id(asked)
+        kind = "RunRequest" if "command" in data else "WorkflowRequest"
+        return {"type": f"{kind} (JSON)", **data}, run_id if isinstance(run_id, str) else None, None
 
 
 def _undecodable(value: bytes, problem: str) -> dict[str, Any]:

@@ -5,12 +5,17 @@ import math
 import sys
 import uuid
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from infra.cli.terminal import console, fail, pairs, quiet, say, took
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from events.commands import WorkflowRequest
+    from infra.cli.desk import Desk
+    from infra.cli.follow import Follower
 
 COMPLETED, FAILED, REFUSED, TIMED_OUT, UNREACHABLE = 0, 1, 2, 3, 4
 _CONNECT_S: Final = 10.0
@@ -30,13 +35,20 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE to find the run by; may be repeated.")
     ] = None,
+    break_at: Annotated[
+        list[str] | None, typer.Option("--break-at", help="A step before which the run stops; may be repeated.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow the run until it ends.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --wait: approve whatever the run asks for, in your name.")
+    ] = False,
     timeout: Annotated[str, typer.Option(help="How long --wait waits: 90s, 10m, 2h; 0 for ever.")] = "10m",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")] = False,
 ) -> None:
     """Start a run: put a request on the topic, and print the run's id.
 
-    With --wait the run is followed from Kafka itself, step by step, until it ends.
+    With --wait the run is followed from Kafka itself, step by step, until it ends. On a terminal you are asked what it asks a
+    person; elsewhere the command that answers is shown.
 
     For example:
 
@@ -46,30 +58,39 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
 
         echo '{"question": "How did Apple do?"}' | foldflow run market-analysis --input - --wait --json
 
-    Exit codes: 0 completed (without --wait: sent), 1 the run failed, 2 refused (or a wrong option), 3 not over within --timeout,
-    4 Kafka can't be reached.
-    """
-    text = _with_parameters(_json_text(input_), pairs(parameter or [], "--parameter"))
-    labels = pairs(label or [])
-    patience = _seconds(timeout)
+        foldflow run send-mails --wait --break-at send
 
-    from events import ids, topics  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
-    from events.commands import WorkflowRequest  # noqa: PLC0415
+    Exit codes: 0 completed (without --wait: sent), 1 the run failed or was cancelled, 2 refused (or a wrong option), 3 not over
+    within --timeout, 4 Kafka can't be reached.
+    """
+    text = _with_parameters(json_text(input_, "--input"), pairs(parameter or [], "--parameter"))
+    labels = pairs(label or [])
+    patience = seconds(timeout)
+
+    from events.commands import WorkflowRequest  # noqa: PLC0415 - not needed for mistakes in the options
+
+    identity = request_id or str(uuid.uuid4())
+    request = WorkflowRequest(workflow, text, identity, digest or None, labels, break_at=tuple(break_at or ()))
+    send(request, wait=wait, yes=yes, patience=patience, as_json=as_json, again=bool(request_id))
+
+
+def send(request: "WorkflowRequest", *, wait: bool, yes: bool, patience: float, as_json: bool, again: bool = False) -> None:
+    """Send a request and follow its run if told to; ends the command. `again`: its run may be there already."""
+    from events import ids, topics  # noqa: PLC0415 - Kafka and Avro
     from infra.cli.follow import Follower, Sent, as_line  # noqa: PLC0415
     from streams import kafka  # noqa: PLC0415
     from streams.envelope import Outgoing, envelope  # noqa: PLC0415
 
     settings = quiet(Settings())
-    identity = request_id or str(uuid.uuid4())
+    identity = request.request_id or ""
     run_id = ids.run_id(identity)
-    request = WorkflowRequest(workflow, text, identity, digest or None, labels)
     record = envelope(topics.REQUESTS, identity, request, source="cli", identity=identity, run_id=run_id)
-    if len(record.value) > topics.MAX_VALUE_BYTES:
-        fail(f"the input is too large: {len(record.value):,} bytes; the limit is {topics.MAX_VALUE_BYTES:,}", REFUSED)
+    if (size := len(record.value or b"")) > topics.MAX_VALUE_BYTES:
+        fail(f"the input is too large: {size:,} bytes; the limit is {topics.MAX_VALUE_BYTES:,}", REFUSED)
     try:
         cluster = kafka.connect(settings, timeout_s=_CONNECT_S)
         partition = topics.partition_for(identity.encode(), cluster.partitions[topics.REQUESTS.name])
-        sent = Sent(identity, run_id, kafka.name(settings, topics.REQUESTS), partition, again=bool(request_id))
+        sent = Sent(identity, run_id, kafka.name(settings, topics.REQUESTS), partition, again=again)
         follower = Follower(settings, cluster, sent) if wait else None
         (offset,) = kafka.send(settings, [Outgoing(record.topic, record.key, record.value, record.headers, partition)])
     except (kafka.KafkaUnreachableError, kafka.DeliveryFailedError, kafka.TopicMismatchError) as error:
@@ -78,11 +99,13 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options
         place = {"status": "sent", "topic": sent.topic, "partition": partition, "offset": offset}
         print(as_line({"run_id": run_id, "request_id": identity, **place}) if as_json else run_id)
         return
+    from infra.cli.desk import Desk  # noqa: PLC0415
+
     follower.followed.offset = offset
-    raise typer.Exit(_follow(follower, patience, as_json=as_json))
+    raise typer.Exit(_follow(follower, Desk(settings, cluster, yes=yes, silent=as_json), patience, as_json=as_json))
 
 
-def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
+def _follow(follower: "Follower", desk: "Desk", patience: float, *, as_json: bool) -> int:
     """Show the run until it ends, and return the exit code."""
     from infra.cli.follow import as_line  # noqa: PLC0415
     from infra.cli.progress import display  # noqa: PLC0415
@@ -95,6 +118,8 @@ def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
         with display(console(stderr=True), silent=as_json) as shown:
             for each in follower.changes(patience):
                 shown.show(each)
+                if not each.behind:
+                    desk.answer(each.history, shown.aside)
             shown.show(followed)
     except KeyboardInterrupt:
         say(f"The run goes on. Look at it with: foldflow show {sent.run_id}")
@@ -103,10 +128,11 @@ def _follow(follower: Any, patience: float, *, as_json: bool) -> int:
         follower.close()
     if followed.refusal is not None:
         status, code = "refused", REFUSED
-    elif followed.run is None or not followed.over:
+    elif not followed.over:
         status, code = "timeout", TIMED_OUT
     else:
-        status, code = followed.run.status, COMPLETED if followed.run.status == "completed" else FAILED
+        status = followed.history.state.status.name.lower()
+        code = COMPLETED if status == "completed" else FAILED
     result = followed.result(status)
     if as_json:
         print(as_line(result))
@@ -130,16 +156,22 @@ def _tell(result: dict[str, Any], patience: float) -> None:
             failure = result["failure"]
             where = f"step `{failure['step']}`: " if failure["step"] else ""
             say(f"Failed: {where}{failure['kind']}: {failure['message']}\nMore: foldflow show {run_id}")
+        case "cancelled":
+            by, reason = result["cancelled"]["by"], result["cancelled"]["reason"]
+            say(f"Cancelled{f' by {by}' if by else ''}{f': {reason}' if reason else ''}.\nMore: foldflow show {run_id}")
         case "refused":
             say(f"Refused: {result['reason']}: {result['detail']}\nNo run was started: put that right and send it again.")
         case _:
             waiting = "it has no decision yet: are intake and orchestrator running (`foldflow status`)?"
             state = "it goes on." if "steps" in result else waiting
             say(f"Not over after {took(patience * 1000)}; {state} Look at it with: foldflow show {run_id}")
+            for line in result.get("waiting", ()):
+                say(line)
 
 
-def _seconds(text: str) -> float:
-    from streams.workflow.spec import milliseconds  # noqa: PLC0415 - pydantic and jsonschema
+def seconds(text: str) -> float:
+    """Return how long to wait, from what --timeout says. Raises typer.BadParameter."""
+    from streams.workflow.times import milliseconds  # noqa: PLC0415 - pydantic
 
     if text.strip() == "0":
         return math.inf
@@ -150,9 +182,9 @@ def _seconds(text: str) -> float:
     return float(ms) / 1000
 
 
-def _json_text(given: str) -> str:
-    """Return the input's JSON text, from where the option says. Raises typer.BadParameter that shows where it is no JSON."""
-    source = "--input"
+def json_text(given: str, option: str) -> str:
+    """Return JSON text from where an option says. Raises typer.BadParameter that shows where it is no JSON."""
+    source = option
     if given == "-":
         source, given = "standard input", sys.stdin.read()
     elif given.startswith("@"):
@@ -160,7 +192,7 @@ def _json_text(given: str) -> str:
         try:
             given = Path(source).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{source} can't be read: {error}", param_hint="--input") from error
+            raise typer.BadParameter(f"{source} can't be read: {error}", param_hint=option) from error
     try:
         json.loads(given, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

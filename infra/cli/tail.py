@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _CONNECT_S: Final = 10.0
 _CUT: Final = 300
 """Longest text within an event that is shown whole."""
+_EFFECTS: Final = 50
+"""How many effects of one decision are shown."""
 
 
 def tail(
@@ -32,7 +35,8 @@ def tail(
     """Show the events on our topics, decoded: where, when, key, headers and what they say.
 
     What can't be decoded is shown as such, with its bytes. For decisions that were read from their beginning (--run,
-    --from-beginning) it says whether they count: the verdict of the filter that every reader goes through.
+    --from-beginning) it says whether they count: the verdict of the filter that every reader goes through. A decision is told
+    in words, a line for its input and one for each effect; --full and --json show all of it.
 
     For example:
 
@@ -121,8 +125,47 @@ def _print(console: "Console", shown: "Shown", *, whole: bool) -> None:
     console.print(title)
     if shown.headers:
         console.print(Text("  " + "  ".join(f"{key}={value}" for key, value in shown.headers.items()), "dim"))
+    if shown.event.get("type") == "Decision" and not whole:
+        for line in decision_lines(event):
+            console.print(Text(f"  {line}"))
+        return
     text = json.dumps(event if whole else _cut(event), ensure_ascii=False)
     console.print(JSON(text, indent=2) if console.is_terminal else Text(f"  {text}"))
+
+
+def decision_lines(event: dict[str, Any]) -> list[str]:
+    """Return a decision in words: a line for its input, and one for each effect."""
+    cause = dict(event["input"])
+    kind = cause.pop("type")
+    lines = [f"{event['seq']:>4} ← {kind} {_brief(cause)}"]
+    lines += [f"     → {in_words(effect)}" for effect in event["effects"][:_EFFECTS]]
+    if (more := len(event["effects"]) - _EFFECTS) > 0:
+        lines.append(f"     … and {more:,} effects more; --full shows all")
+    return lines
+
+
+def in_words(effect: dict[str, Any]) -> str:
+    """Return an effect in one line: its type, what it means, and what it brought."""
+    from infra.cli.outcome import WORDS  # noqa: PLC0415 - Avro
+
+    words = {kind.__name__: say for kind, say in WORDS.items()}.get(effect["type"])
+    if words is None:  # a later version's
+        return f"{effect['type']}  {_brief({key: value for key, value in effect.items() if key != 'type'})}"
+    said = words(json.loads(json.dumps(effect), object_hook=lambda each: SimpleNamespace(**each)))
+    brought = {key: effect[key] for key in _BROUGHT if effect.get(key) not in (None, "", [])}
+    return " ".join(f"{effect['type']}  {said}{'  ' if brought else ''}{_brief(brought) if brought else ''}".splitlines())
+
+
+_BROUGHT: Final = (
+    *("output", "source", "arguments", "input", "value", "message", "by", "reason", "correlation", "call_id", "run_id"),
+    *("outcome", "not_undone"),
+)
+"""Fields that say more than the words for an effect do."""
+
+
+def _brief(event: dict[str, Any]) -> str:
+    text = " ".join(json.dumps(event, ensure_ascii=False).split())
+    return text if len(text) <= _CUT else f"{text[:_CUT]} …"
 
 
 def _cut(value: Any) -> Any:

@@ -70,7 +70,7 @@ def services(settings: Settings, only: frozenset[str], progress: Callable[[int, 
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the environment variables that give a child process these very settings."""
-    values = settings.model_dump(mode="json", exclude_unset=True, exclude={"ready_file"})
+    values = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True, exclude={"ready_file"})
     return {f"FOLDFLOW_{name.upper()}": value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 

@@ -1,0 +1,150 @@
+"""`foldflow fork`: a new run from another one, as it was at any of its decisions."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from infra.cli.naming import is_beginning, is_id, whole_id
+from infra.cli.requests import UNREACHABLE, json_text, seconds, send
+from infra.cli.terminal import fail, pairs, quiet, say
+from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from streams.workflow.spec import WorkflowSpec
+    from streams.workflow.state import RunState
+
+NOTHING: Final = 2
+_CONNECT_S: Final = 10.0
+
+
+def fork(  # noqa: PLR0913, PLR0917 - a command's options
+    run: Annotated[str, typer.Argument(help="The run: its id, or its request's.")],
+    at: Annotated[int, typer.Option("--at", help="Number of the decision to start from; without it the last one.")] = 0,
+    from_: Annotated[
+        list[str] | None, typer.Option("--from", help="A step to run again, with all that need it; may be repeated.")
+    ] = None,
+    input_: Annotated[str, typer.Option("--input", "-i", help="Another input: JSON, @FILE, or - for standard input.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="STEP=JSON: another output for a step, and what needs it runs again; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="STEP=TEXT or STEP=@FILE: another prompt; may be repeated.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="STEP=MODEL: another model; may be repeated.")] = None,
+    spec: Annotated[Path | None, typer.Option("--spec", help="Another definition of the workflow.")] = None,
+    request_id: Annotated[str, typer.Option(help="Identity of the request; the same one twice is one run.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Follow the run until it ends.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --wait: approve whatever the run asks for.")] = False,
+    timeout: Annotated[str, typer.Option(help="How long --wait waits: 90s, 10m, 2h; 0 for ever.")] = "10m",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")] = False,
+) -> None:
+    """Start a new run from another one, as it was after any of its decisions.
+
+    What both have in common is copied, marked, and costs nothing; the rest runs. The new run's StartRun names its origin.
+
+    For example:
+
+        foldflow fork RUN --from draft --wait                 run a step again, and all that needs it
+
+        foldflow fork RUN --at 12                             go on from decision 12
+
+        foldflow fork RUN --prompt draft=@prompt.txt --model draft=anthropic/claude-sonnet-4-5
+
+        foldflow fork RUN --set fetch='{"rows": []}' --input '{"question": "What if?"}'
+
+        foldflow fork RUN --spec new.yaml                     with another definition; steps that it changes run again
+
+    Exit codes: as of `foldflow run`; 2 also when there is no such run, decision or step.
+    """
+    patience = seconds(timeout)
+    text = json_text(input_, "--input") if input_ else None
+    outputs = {step: json_text(value, "--set") for step, value in pairs(set_ or [], "--set").items()}
+    prompts = {step: _text(value) for step, value in pairs(prompt or [], "--prompt").items()}
+    models = pairs(model or [], "--model")
+
+    from events import ids  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
+    from streams import kafka  # noqa: PLC0415
+    from streams.registry import publish  # noqa: PLC0415
+    from streams.workflow import fork as core  # noqa: PLC0415
+    from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
+
+    settings = quiet(Settings())
+    try:
+        run_id = run if is_id(run) else (whole_id(run) if is_beginning(run) else None) or ids.run_id(run)
+        state, before = _state(settings, run_id, at)
+        version = load(spec) if spec else before
+        if prompts or models:
+            version = core.with_changes(version, prompts, models)
+        rerun = {*(from_ or ()), *_changed(before, version), *_behind(version, outputs)}
+        request = core.fork(
+            run_id,
+            state,
+            version,
+            rerun=sorted(rerun),
+            outputs=outputs,
+            input_text=text,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        publish(settings, [version], current=False)
+    except (kafka.KafkaUnreachableError, kafka.TopicMismatchError) as error:
+        fail(f"Nothing was started: {error}", UNREACHABLE)
+    except (DefinitionFileError, ValueError) as error:
+        fail(f"Nothing was started: {error}", NOTHING)
+    if not as_json:
+        copied = len(json.loads(request.copied or "{}"))
+        say(f"Forked from {run_id} at decision {state.seq}; {copied} results are copied.")
+    send(request, wait=wait, yes=yes, patience=patience, as_json=as_json, again=bool(request_id))
+
+
+def _text(value: str) -> str:
+    return Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
+
+
+def _state(settings: Settings, run_id: str, at: int) -> "tuple[RunState, WorkflowSpec]":
+    """Return a run as one of its decisions left it, and its version. Ends the command if there is no such run or decision."""
+    from events import topics  # noqa: PLC0415
+    from infra.cli.history import History  # noqa: PLC0415
+    from streams import kafka  # noqa: PLC0415
+    from streams.registry import SpecRegistry  # noqa: PLC0415
+
+    cluster = kafka.connect(settings, timeout_s=_CONNECT_S)
+    partition = topics.partition_for(run_id.encode(), cluster.partitions[topics.DECISIONS.name])
+    history, source = History(run_id), kafka.reader(settings)
+    try:
+        for message in kafka.read_partition(source, kafka.name(settings, topics.DECISIONS), partition, 0):
+            if history.take(message.offset() or 0, message.value()) and history.state.seq == at:
+                break
+    finally:
+        source.close()
+    state = history.state
+    if state.seq == 0:
+        fail(f"There is no run {run_id}. `foldflow runs` lists them.", NOTHING)
+    if at and state.seq != at:
+        fail(f"Run {run_id} has {state.seq} decisions; there is no number {at}.", NOTHING)
+    registry = SpecRegistry(settings)
+    try:
+        registry.refresh()
+        spec = registry.get(state.digest)
+    finally:
+        registry.close()
+    if spec is None:
+        fail(f"Nobody has registered version {state.digest[:12]} of {state.workflow}; give one with --spec.", NOTHING)
+    return state, spec
+
+
+def _changed(before: "WorkflowSpec", after: "WorkflowSpec") -> set[str]:
+    """Return the steps that both versions have, and that the later one tells otherwise: their results are not its own."""
+    old = {step.name: step for step in before.steps}
+    return {step.name for step in after.steps if step.name in old and old[step.name] != step}
+
+
+def _behind(spec: "WorkflowSpec", outputs: dict[str, Any]) -> set[str]:
+    """Return the steps that need one whose output is given."""
+    return {name for step in outputs for name in spec.plan.root.dependents.get(step, ())}
+
+
+__all__ = ["fork"]
