@@ -28,8 +28,9 @@ up: $(READY) ## Start Kafka, the model, the processors and the API here.
 down: $(READY) ## Stop what `up` started; data is kept.
 	$(BIN)/foldflow down
 
-demo: up ## Ask one question of real share prices, from request to report: make demo QUESTION="…"
-	$(BIN)/foldflow run market-analysis --wait -p "question=$$QUESTION"
+demo: up ## Ask one question of real share prices, from request to released report: make demo QUESTION="…" [YES=1]
+	@# At a terminal you are asked to release the report; elsewhere there is nobody to ask.
+	$(BIN)/foldflow run market-analysis --wait $$([ -t 0 ] && [ -z "$(YES)" ] || echo --yes) -p "question=$$QUESTION"
 
 test: $(READY) ## Run all tests; Kafka and the model start by themselves.
 	$(BIN)/python -m pytest

@@ -24,7 +24,7 @@ from streams import kafka
 from streams.envelope import Outgoing, envelope
 from streams.registry import publish
 from streams.settings import Settings
-from streams.workflow.state import RunStatus
+from streams.workflow.state import StepStatus
 
 _SPEC = importlib.util.spec_from_file_location("projection_histories", Path(__file__).parents[1] / "projections" / "histories.py")
 assert _SPEC
@@ -70,13 +70,13 @@ def own(settings: Settings) -> Settings:
     """Return this test's settings, with topics made and a workflow registered."""
     made = settings.model_copy(update={"partitions": histories.PARTITIONS})
     kafka.connect(made)
-    publish(made, [histories.SPEC])
+    publish(made, [histories.SPEC, histories.RICH])
     return made
 
 
 def test_runs_steps_calls_and_decisions_are_those_of_the_log(own: Settings) -> None:
     """What the API says of each run is what its decisions in Kafka say; lists and details agree."""
-    log = histories.logs(21, 12, 0.3)
+    log = histories.logs(21, 12, 0.3, histories.BOTH)
     write(own, log)
     with served(own) as client:
         page = client.get("/runs", params={"limit": 1000})
@@ -87,12 +87,19 @@ def test_runs_steps_calls_and_decisions_are_those_of_the_log(own: Settings) -> N
         assert listed.keys() == log.states.keys()
         for run_id, state in log.states.items():
             run = client.get(f"/runs/{run_id[:13]}").json()
-            assert run["status"] == {RunStatus.COMPLETED: "completed", RunStatus.FAILED: "failed"}.get(state.status, "open")
+            under_way = "closing" if state.closing else "paused" if state.paused else "running"
+            assert run["status"] == (state.status.name.lower() if state.over else under_way)
             assert {key: run[key] for key in listed[run_id]} == listed[run_id]
-            assert (run["seq"], run["head"], run["steps_total"]) == (state.seq, state.head.hex(), 5)
+            names = {step.name for step in histories.SPECS[state.digest].steps}
+            assert (run["seq"], run["head"], run["steps_total"]) == (state.seq, state.head.hex(), len(names))
             assert run["request_id"]
             assert client.get(f"/requests/{run['request_id']}").json()["run"] == listed[run_id]
-            assert {step["step"] for step in run["steps"]} == {"ask", "look", "odd", "both", "end"}
+            assert {step["step"] for step in run["steps"]} >= names | set(state.steps)
+            assert run["steps_known"] == sum(step["status"] != "pending" for step in run["steps"])
+            everything = client.get(f"/runs/{run_id}/steps", params={"limit": 1000}).json()["steps"]
+            assert everything == [step for step in run["steps"] if step["status"] != "pending"]
+            waits = [wait["kind"] for wait in run["waits_for"] if wait["kind"] != "pause"]
+            assert {kind: waits.count(kind) for kind in waits} == run["waiting"]
             assert sum(call["cost_usd"] or 0 for call in run["calls_made"]) == run["cost_usd"]
             decided = client.get(f"/runs/{run_id}/decisions").json()["decisions"]
             assert [each["hash"] for each in decided] == [e.hash.hex() for e in log.accepted if e.decision.run_id == run_id]
@@ -122,6 +129,64 @@ def test_filters_and_pages(own: Settings) -> None:
         assert client.get("/runs", params={"workflow": "other"}).json()["runs"] == []
         assert len(client.get("/runs", params={"request_id": "request 3"}).json()["runs"]) == 1
         assert client.get("/runs", params={"status": "failed"}).json()["runs"] == []
+        assert client.get("/runs", params={"status": "done"}).status_code == 422
+
+
+def test_runs_are_found_by_where_they_are_and_where_they_come_from(own: Settings) -> None:
+    """Each status, `open` and `waiting` give the runs that are there; parents have their children, origins their forks."""
+    log = histories.logs(29, 60, 0.2, (histories.RICH,))
+    write(own, log)
+    with served(own) as client:
+        everything = client.get("/runs", params={"limit": 1000}).json()["runs"]
+
+        def found(**parameters: str) -> set[str]:
+            return {run["run_id"] for run in client.get("/runs", params={"limit": 1000, **parameters}).json()["runs"]}
+
+        statuses = {run["status"] for run in everything}
+        assert statuses >= {"running", "paused", "closing", "failed", "cancelled"}
+        for status in statuses:
+            assert found(status=status) == {run["run_id"] for run in everything if run["status"] == status}
+        assert found(status="open") == {run["run_id"] for run in everything if run["ended"] is None}
+        assert found(status="waiting") == {run["run_id"] for run in everything if run["waiting"]}
+        first = ids.run_id("request 1")
+        children = {run["run_id"] for run in everything if run["parent_run_id"] == first}
+        assert found(parent=first) == children != set()
+        assert {child["run_id"] for child in client.get(f"/runs/{first}").json()["children"]} == children
+        assert found(origin=first) == {run["run_id"] for run in everything if run["origin_run_id"] == first} != set()
+
+
+def test_approvals_and_signals(own: Settings) -> None:
+    """What waits for people is listed for all runs and for one, in pages, for whoever may answer; signals with their takers."""
+    log = histories.logs(30, 12, 0.1, (histories.RICH,))
+    write(own, log)
+    with served(own) as client:
+        waiting = client.get("/approvals", params={"waiting": True, "limit": 1000}).json()["approvals"]
+        expected = {
+            (run_id, path)
+            for run_id, state in log.states.items()
+            for path, step in state.steps.items()
+            if step.status is StepStatus.AWAITING_APPROVAL
+        }
+        assert {(each["run_id"], each["step"]) for each in waiting} == expected != set()
+        assert {each["workflow"] for each in waiting} == {"order"}
+        anybody = client.get("/approvals", params={"waiting": True, "by": "eve", "limit": 1000}).json()["approvals"]
+        assert anybody == [each for each in waiting if not each["may_answer"]]
+        seen: list[dict[str, Any]] = []
+        parameters: dict[str, Any] = {"limit": 3}
+        while "cursor" not in parameters or parameters["cursor"]:
+            page = client.get("/approvals", params=parameters).json()
+            seen += page["approvals"]
+            parameters["cursor"] = page["next"]
+        assert [each for each in seen if each["status"] == "waiting"] == waiting
+        assert len(seen) == len({(each["run_id"], each["step"]) for each in seen})
+        assert any(each["status"] == "approved" and each["answered_by"] == "ann" for each in seen)
+        for run_id in log.states:
+            own_ones = client.get(f"/runs/{run_id[:13]}/approvals").json()["approvals"]
+            assert {each["step"] for each in own_ones} == {each["step"] for each in seen if each["run_id"] == run_id}
+            told = client.get(f"/runs/{run_id}/signals").json()["signals"]
+            outputs = {step["step"]: step for step in client.get(f"/runs/{run_id}").json()["steps"]}
+            assert all(outputs[each["step"]]["output"] == each["payload"] for each in told if each["status"] == "taken")
+        assert client.get("/runs/nothing/approvals").status_code == 404
 
 
 def test_problems_say_what_to_do(own: Settings) -> None:
@@ -174,7 +239,7 @@ def test_it_goes_on_where_it_was_after_a_restart(own: Settings) -> None:
     with served(own) as client:
         assert client.get("/runs").json()["runs"]
         write(own, log, half)  # while it runs
-        until(lambda: sum(each["position"] for each in client.get("/health").json()["partitions"]) == len(log.records()) + 1)
+        until(lambda: sum(each["position"] for each in client.get("/health").json()["partitions"]) == len(log.records()) + 2)
     again = log.accepted[0].decision
     value = codec.encode(again)
     partition = topics.partition_for(again.run_id.encode(), histories.PARTITIONS)

@@ -37,6 +37,12 @@ WORKFLOWS = {
         steps:
           ask: {llm: {prompt: "Nobody answers: no LLM worker runs here."}}
     """,
+    "asks": """
+        name: asks
+        steps:
+          each: {for_each: {items: "=[1, 2, 3, 4, 5]"}, tool: {name: echo, arguments: {value: "=item"}}}
+          ok: {needs: [each], approval: {message: "All well?", by: [ann]}}
+    """,
 }
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -57,7 +63,7 @@ def stack(kafka: str, embedded: Supervisor, tmp_path_factory: pytest.TempPathFac
             "partitions": 2,
         }
     )
-    settings = Settings(**{name: getattr(settings, name) for name in type(settings).model_fields if name != "ready_file"})
+    settings = Settings(**{name: value for name, value in settings if value is not None})
     supervisor = Supervisor(settings)
     supervisor.up(frozenset({"intake", "orchestrator", "tool", "api"}))
     yield settings
@@ -85,7 +91,7 @@ def cli(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Cli:
         (folder / f"{name}.yaml").write_text("\n".join(each[8:] for each in text.strip("\n").splitlines()))
     deployed = run("deploy", str(folder))
     assert deployed.returncode == 0, deployed.stderr
-    assert deployed.stderr.count("registered") == 3
+    assert deployed.stderr.count("registered") == len(WORKFLOWS)
     assert "already" in run("deploy", str(folder / "hello.yaml")).stderr
     return run
 
@@ -172,6 +178,38 @@ def test_what_is_not_there_is_said_with_what_to_do(cli: Cli) -> None:
     assert (typo.returncode, "did you mean decisions" in typo.stderr) == (2, True)
 
 
+def test_what_a_run_waits_for_is_shown_with_the_command_that_answers(cli: Cli) -> None:
+    """`show` has the items folded and the approval with its command; `runs` finds it by what it is; that command ends it."""
+    identity = cli("run", "asks", "--request-id", f"asks {uuid.uuid4()}").stdout.strip()
+    shown = cli("show", identity)
+    for _ in range(40):  # a busy machine takes a while until it gets there
+        if "waits for an approval" in shown.stdout:
+            break
+        shown = cli("show", identity)
+    assert "running, waits for 1 approval" in shown.stdout
+    assert "each  [5 items: 5 ✓]" in shown.stdout
+    assert "? step ok waits for an approval by ann: All well?" in shown.stdout
+    assert f"foldflow approve {identity} ok" in shown.stdout
+    asked = json.loads(cli("show", identity, "--json").stdout)
+    assert [(wait["kind"], wait["step"], wait["may_answer"]) for wait in asked["waits_for"]] == [("approval", "ok", ["ann"])]
+    listed = json.loads(cli("runs", "--status", "waiting", "--json").stdout)
+    assert identity in [run["run_id"] for run in listed["runs"]]
+    assert "waits for 1 approval" in cli("runs", "--status", "waiting").stdout
+    cancelled = cli("cancel", identity, "--reason", "enough", "--by", "bob")
+    assert cancelled.returncode == 0, cancelled.stderr
+    over = cli("show", identity)
+    for _ in range(40):
+        if over.returncode == 1:
+            break
+        over = cli("show", identity)
+    assert "cancelled by bob: enough" in over.stdout
+    assert identity in cli("runs", "--status", "cancelled").stdout
+    assert cli("runs", "--status", "gone").returncode == 2
+    told = cli("tail", "decisions", "--run", identity, "--no-follow").stdout
+    assert "→ MapStarted  step `each` begins with 5 items" in told
+    assert '→ RunCancelled  the run is cancelled  {"by": "bob", "reason": "enough"}' in told
+
+
 def test_tail_shows_a_run_from_its_request_to_its_end(cli: Cli) -> None:
     """All events of a run, in order, with the filter's verdict on its decisions."""
     identity = json.loads(cli("run", "hello", "-i", '{"name": "Eve"}', "--wait", "--json").stdout)["run_id"]
@@ -179,8 +217,9 @@ def test_tail_shows_a_run_from_its_request_to_its_end(cli: Cli) -> None:
     assert [line["event"]["type"] for line in lines if line["verdict"]] == ["Decision", "Decision"]
     assert {line["verdict"] for line in lines} == {None, "accepted"}
     kinds: list[Any] = [line["event"]["type"] for line in lines]
-    assert kinds[:3] == ["WorkflowRequest", "InboxMessage", "Decision"]
-    assert {"ToolCall", "InboxMessage", "FinishedRun"} <= set(kinds)
+    assert kinds[:2] == ["WorkflowRequest", "InboxMessage"]
+    assert set(kinds[2:4]) == {"Decision", "ToolCall"}  # a call is sent just before the decision that requests it
+    assert {"InboxMessage", "FinishedRun"} <= set(kinds[4:])
     assert all(line["headers"]["ce_id"] for line in lines)
 
 

@@ -1,200 +1,57 @@
 """One Kafka partition in memory, and owners that drive a `Tenure` over it as the orchestrator does.
 
-`World` is what brokers hold: inbox, decisions, finished index, queues, the committed position and mark. `Owner` is one process:
-what it has produced is in flight until it is delivered (decisions in their order, everything else in any). Nothing here happens
-by itself: `moves` lists what may happen next, and a schedule picks. `Watch` sees every record land and says what must never
-happen.
+`World` is what brokers hold: inbox, decisions, finished index, queues, the committed position and mark; and those around it who
+answer: workers, intake, people. `Owner` is one process: what it has produced is in flight until it is delivered, records with the
+same key in their order, everything else in any. Nothing here happens by itself: `moves` lists what may happen next, and a
+schedule picks (schedules.py). `Watch` sees every record land and says what must never happen.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
-from events import codec, topics
-from events.calls import LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
-from events.commands import StartRun
-from events.decisions import DeadLetter, Decision, FinishedRun, StepCompleted, UnreadableInput
-from events.errors import NotDecodableError
-from events.failure import Failure, FailureKind
-from events.ids import chain_hash, effect_id
-from events.ids import run_id as run_id_of
-from events.results import InboxMessage, Input, LlmCallCompleted, ToolCallCompleted, ToolCallFailed, Usage
-from streams.envelope import Incoming, Outgoing
-from streams.processors.tenure import Commit, Place, Specs, Tenure
-from streams.workflow.chain import Chain, Verdict
-from streams.workflow.decider import decide
-from streams.workflow.expressions import from_json, to_json
-from streams.workflow.spec import WorkflowSpec
-from streams.workflow.state import INITIAL, RunEvent, RunState, StepStatus, evolve
+from watch import PLACE, ViolationError, Watch, readable
 
-PLACE = Place(b"i" * 16, b"d" * 16, 0, 1)
-KINDS = ("again", "end", "second", "loose", "garbage", "reset")
-"""Kinds of faults: what is delivered again, ends of tenures, second owners, what lands late, garbage, resets of the position."""
+from events import codec, topics
+from events.calls import CancelCall, LlmCall, ToolCall
+from events.commands import Command, StartRun
+from events.decisions import DeadLetter, FinishedRun
+from events.failure import Failure, FailureKind
+from events.ids import run_id as run_id_of
+from events.results import (
+    InboxMessage,
+    Input,
+    LlmCallCompleted,
+    LlmCallFailed,
+    ToolCallCompleted,
+    ToolCallFailed,
+    Usage,
+)
+from events.snapshots import RunSnapshot
+from streams.envelope import Incoming, Outgoing
+from streams.processors.intake import Intake
+from streams.processors.requests import decode
+from streams.processors.tenure import Commit, Tenure
+from streams.workflow.expressions import from_json, to_json
+from streams.workflow.state import RunState
+
+KINDS = ("again", "end", "second", "loose", "garbage", "reset", "early", "back", "cancel", "hold", "talk", "change")
+"""Kinds of faults: what is delivered again, ends of tenures, second owners, what lands late, garbage, resets of the position,
+timers that fire early, intake going back. And of what people say: that something ends, waits, goes on, or is something else."""
 MOST_APPENDS = 3
 """How often a message is delivered to the inbox at most."""
+MOST_SAID = 2
+"""How often somebody says the same thing to the same run."""
 
 
-class ViolationError(AssertionError):
-    """Something happened that must never happen. `rule`: the invariant, in a few words."""
+@dataclass(frozen=True)
+class Said:
+    """What people may say to the runs of a workflow, whether they exist or not. `kind`: one of KINDS."""
 
-    def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
-        self.rule = rule
-
-
-@dataclass
-class Watch:
-    """What every reader from offset 0 sees, checked record by record, and readers that started at each mark committed."""
-
-    specs: dict[int, Specs]
-    one_version: bool = True
-    chain: Callable[..., Chain] = Chain
-    identity: Callable[[Decision, bytes], bytes] = lambda _, real: real
-    all_again: bool = False
-    reader: Chain = field(init=False)
-    accepted: dict[str, list[RunEvent]] = field(default_factory=dict)
-    states: dict[str, RunState] = field(default_factory=dict)
-    verdicts: list[Verdict] = field(default_factory=list)
-    said: dict[object, bytes] = field(default_factory=dict)
-    marks: list[tuple[int, Chain]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.reader = self.chain()
-
-    def produced(self, version: int, record: Outgoing) -> None:
-        """Check that two owners who decide the same write the same bytes."""
-        decision = codec.decode(record.value, Decision)
-        key = (decision.run_id, decision.input_offset) if self.one_version else (version, decision.input_offset, decision.prev)
-        whole = repr((record.key, record.value, record.headers, record.partition)).encode()
-        if self.said.setdefault(key, whole) != whole:
-            raise ViolationError("determinism", f"two owners say different bytes about input {decision.input_offset}")
-
-    def landed(self, version: int, world: "World", offset: int) -> None:
-        """Let all readers judge a decision record that is in the log now."""
-        value = world.decisions[offset]
-        decision = codec.decode(value, Decision)
-        real = chain_hash(codec.unframed(value))
-        verdict = self.reader.judge(offset, decision, real)
-        self.verdicts.append(verdict)
-        if verdict is Verdict.ACCEPTED:
-            self.legal(version, world, decision, self.identity(decision, real), real)
-        elif verdict in (Verdict.BROKEN, Verdict.SET_ASIDE):
-            raise ViolationError("integrity", f"honest writers broke the chain: {self.reader.broken}")
-        for mark, reader in self.marks:
-            self.agree(mark, reader, offset, decision, reader.judge(offset, decision, real))
-
-    def legal(self, version: int, world: "World", decision: Decision, identity: bytes, real: bytes) -> None:
-        """Check that an accepted decision is what its writer's version decides on the run's next input."""
-        run = decision.run_id
-        state = self.states.get(run, INITIAL)
-        todo = world.inputs_after(run, state)
-        if not todo or todo[0].offset != decision.input_offset:
-            wanted = todo[0].offset if todo else "none"
-            raise ViolationError("order", f"run {run} took input {decision.input_offset} as {decision.seq}, next was {wanted}")
-        record = todo[0]
-        cause = readable(record)
-        digest = cause.digest if isinstance(cause, StartRun) else state.digest
-        effects = decide(self.specs[version](digest), state, cause or decision.input, record.timestamp)
-        expected = Decision(
-            run, state.seq + 1, state.head, PLACE.inbox_id, record.offset, record.timestamp, cause or decision.input, effects
-        )
-        if codec.body(expected) != codec.unframed(world.decisions[len(self.verdicts) - 1]):
-            raise ViolationError("legality", f"input {record.offset} does not lead to decision {decision.seq} of run {run}")
-        for effect in effects:
-            if isinstance(effect, StepCompleted) and isinstance(cause, ToolCallCompleted) and effect.step == cause.step:
-                self.fits(run, cause)
-        self.states[run] = replace(evolve(state, RunEvent(decision, identity)), head=real)
-        self.accepted.setdefault(run, []).append(RunEvent(decision, identity))
-
-    def fits(self, run: str, answer: ToolCallCompleted) -> None:
-        """Check that the answer which a step takes was given to what the accepted history asked."""
-        asked = [
-            effect.arguments
-            for event in self.accepted[run]
-            for effect in event.decision.effects
-            if isinstance(effect, ToolCallRequested) and effect.step == answer.step
-        ]
-        if from_json(answer.output)["asked"] != from_json(asked[-1]):
-            raise ViolationError("answers", f"step {answer.step} takes an answer to {answer.output}, but asked {asked[-1]}")
-
-    def agree(self, mark: int, reader: Chain, offset: int, decision: Decision, verdict: Verdict) -> None:
-        """Check that a reader who started at a mark sees the same open runs, and no finished one again."""
-        if verdict is Verdict.ACCEPTED and self.verdicts[offset] is not Verdict.ACCEPTED:
-            raise ViolationError("marks revive", f"a reader at mark {mark} accepts offset {offset} of run {decision.run_id}")
-        if reader.broken:
-            raise ViolationError("marks broken", f"a reader at mark {mark} finds a break: {reader.broken}")
-        if (
-            self.verdicts[offset] is Verdict.ACCEPTED
-            and verdict is not Verdict.ACCEPTED
-            and not self.states[decision.run_id].over
-        ):
-            raise ViolationError("marks miss", f"a reader at mark {mark} ignores offset {offset} of run {decision.run_id}")
-
-    def marked(self, world: "World", commit: Commit) -> None:
-        """Take note of a commit: now somebody may start at its mark, and nobody looks at the inputs before its position."""
-        emitted = {call.call_id for call in world.calls}
-        for run, state in self.states.items():
-            awaited = {step.awaits for step in state.steps.values() if step.status is StepStatus.RUNNING and not state.over}
-            for event in self.accepted[run] if awaited - emitted else ():
-                lost = awaited & {*calls_of(event)} - emitted
-                if lost and event.decision.input_offset < commit.position:
-                    raise ViolationError(
-                        "never emitted", f"run {run} waits for {lost}, and position {commit.position} is committed"
-                    )
-        self.marks.append((commit.mark, self.read_from(world, commit.mark)))
-
-    def read_from(self, world: "World", mark: int) -> Chain:
-        """Return a reader that started at a mark, knowing the index as it is now."""
-        reader = self.chain(world.index())
-        for offset in range(mark, len(world.decisions)):
-            decision = codec.decode(world.decisions[offset], Decision)
-            verdict = reader.judge(offset, decision, chain_hash(codec.unframed(world.decisions[offset])))
-            self.agree(mark, reader, offset, decision, verdict)
-        for run, state in self.states.items():
-            if not state.over and (run not in reader.heads or reader.heads[run].hash != state.head):
-                raise ViolationError("marks miss", f"a reader at mark {mark} does not know the open run {run}")
-        return reader
-
-    def at_rest(self, world: "World") -> None:
-        """Check, once nothing is left to do: every request has one finished run, every decision had its consequences."""
-        for mark in {mark for mark, _ in self.marks}:
-            self.read_from(world, mark)
-        for record in world.inbox:
-            cause = readable(record)
-            run = world.key(record)
-            if isinstance(cause, StartRun) and run not in self.states:
-                raise ViolationError("lost input", f"request {cause.request_id} has no run")
-        for run, state in self.states.items():
-            if not state.over:
-                left = [record.offset for record in world.inputs_after(run, state)]
-                raise ViolationError("lost input" if left else "stuck", f"run {run} is open for ever; undecided inputs: {left}")
-        known = {call for events in self.accepted.values() for event in events for call in calls_of(event)}
-        emitted = {call.call_id for call in world.calls}
-        # Calls that are given up before they are emitted need not be, effects that outlive their run must.
-        if self.all_again and known - emitted:
-            raise ViolationError("never emitted", f"calls {sorted(known - emitted)}")
-        if self.one_version and emitted - known:
-            raise ViolationError("stray call", f"emitted, but in no accepted decision: {sorted(emitted - known)}")
-        letters = {letter.offset for letter in world.dead_letters}
-        for event in (event for events in self.accepted.values() for event in events):
-            if isinstance(event.decision.input, UnreadableInput) and event.decision.input_offset not in letters:
-                raise ViolationError("never emitted", f"no dead letter for input {event.decision.input_offset}")
-
-
-def calls_of(event: RunEvent) -> Iterator[str]:
-    """Yield the ids of a decision's calls."""
-    for index, effect in enumerate(event.decision.effects):
-        if isinstance(effect, LlmCallRequested | ToolCallRequested):
-            yield effect_id(event.hash, index)
-
-
-def readable(record: Incoming) -> Input | None:
-    """Return an inbox record's input, None if nobody can read it."""
-    try:
-        return codec.decode(record.value, InboxMessage).input
-    except NotDecodableError:
-        return None
+    workflow: str
+    kind: str
+    command: Command
 
 
 @dataclass
@@ -202,19 +59,29 @@ class World:
     """What the brokers hold of one partition, and what is still on its way to them without an owner."""
 
     watch: Watch
+    intake: Intake
     requests: tuple[StartRun, ...]
+    says: tuple[Said, ...] = ()
     inbox: list[Incoming] = field(default_factory=list)
     decisions: list[bytes] = field(default_factory=list)
     finished: list[tuple[str, FinishedRun]] = field(default_factory=list)
-    calls: list[LlmCall | ToolCall] = field(default_factory=list)
+    snapshots: list[Outgoing] = field(default_factory=list)
+    wanted: list[Incoming] = field(default_factory=list)
+    calls: dict[str, LlmCall | ToolCall] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     committed: Commit = field(default_factory=lambda: Commit(0, 0))
     clock: int = 1_700_000_000_000
     answers: dict[str, int] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
+    asked_for: set[str] = field(default_factory=set)
+    said: dict[tuple[str, int], int] = field(default_factory=dict)
     loose: list[deque[tuple[int, Outgoing]]] = field(default_factory=list)
+    judged: int = 0
     garbage: int = 0
     resets: int = 0
+    early: int = 0
+    back: int = 0
 
     @staticmethod
     def key(record: Incoming) -> str:
@@ -225,18 +92,34 @@ class World:
         """Return the finished-run index as it is now."""
         return {run: entry.first_offset for run, entry in self.finished}
 
+    def kept(self) -> dict[str, RunSnapshot]:
+        """Return the newest snapshot of each run that has one."""
+        found: dict[str, RunSnapshot] = {}
+        for value in {record.key: record.value for record in self.snapshots}.values():
+            if value is not None:
+                snapshot = codec.decode(value, RunSnapshot)
+                if snapshot.run_id not in found or found[snapshot.run_id].seq < snapshot.seq:
+                    found[snapshot.run_id] = snapshot
+        return found
+
     def inputs_after(self, run: str, state: RunState) -> list[Incoming]:
         """Return what an owner has still to decide for a run: from its first StartRun on, everything, until it is over."""
+        if state.over:
+            return []
         records = [record for record in self.inbox[state.last_offset + 1 :] if self.key(record) == run]
         if state.seq == 0:
             starts = [i for i, record in enumerate(records) if isinstance(readable(record), StartRun)]
             return records[starts[0] :] if starts else []
-        return [] if state.over else records
+        return records
 
     def append(self, key: bytes, value: bytes) -> None:
         """Append to the inbox with the broker's time."""
         self.clock += 1
         self.inbox.append(Incoming("inbox", 0, len(self.inbox), self.clock, key, value))
+
+    def send(self, run: str, said: Input) -> None:
+        """Append an input for a run to the inbox."""
+        self.append(run.encode(), codec.encode(InboxMessage(run, said)))
 
     def land(self, version: int, record: Outgoing) -> int:
         """Append a record where it belongs; return the offset of a decision, else -1."""
@@ -246,11 +129,24 @@ class World:
                 self.watch.landed(version, self, len(self.decisions) - 1)
                 return len(self.decisions) - 1
             case topics.INBOX:
+                self.watch.told(codec.decode(record.value, InboxMessage).input)
                 self.append(record.key, record.value)
             case topics.LLM_CALLS:
-                self.calls.append(codec.decode(record.value, LlmCall))
+                call = codec.decode(record.value, LlmCall)
+                self.calls[call.call_id] = call
             case topics.TOOL_CALLS:
-                self.calls.append(codec.decode(record.value, ToolCall))
+                work = codec.decode(record.value, ToolCall)
+                self.calls[work.call_id] = work
+            case topics.CANCELLATIONS:
+                cancel = codec.decode(record.value, CancelCall)
+                self.watch.given_up_by(cancel.call_id)
+                self.cancelled.add(cancel.call_id)
+            case topics.REQUESTS:
+                self.watch.requested(record)
+                self.asked_for.add(decode(record.value).request_id or "")
+                self.wanted.append(Incoming("requests", 0, len(self.wanted), self.clock, record.key, record.value))
+            case topics.SNAPSHOTS:
+                self.snapshots.append(record)
             case topics.DEADLETTER:
                 self.dead_letters.append(codec.decode(record.value, DeadLetter))
             case topics.FINISHED:
@@ -264,11 +160,24 @@ class World:
         self.committed = commit
         self.watch.marked(self, commit)
 
+    # --- Those around it ---
+
     def ask(self, request: StartRun) -> None:
         """Deliver a request to the inbox once more."""
         self.asked[request.request_id] = self.asked.get(request.request_id, 0) + 1
-        run = run_id_of(request.request_id)
-        self.append(run.encode(), codec.encode(InboxMessage(run, request)))
+        self.send(run_id_of(request.request_id), request)
+
+    def judge(self) -> None:
+        """Let intake take the next request of a run for another one."""
+        record = self.wanted[self.judged]
+        self.judged += 1
+        for outgoing in self.intake.check(record):
+            self.land(-1, outgoing)
+
+    def go_back(self) -> None:
+        """Let intake begin anew at what it has committed."""
+        self.back += 1
+        self.judged //= 2
 
     def answer(self, call: LlmCall | ToolCall) -> None:
         """Let a worker make a call (perhaps not for the first time: then it may say something else) and send the result."""
@@ -283,8 +192,24 @@ class World:
             result = ToolCallFailed(call.call_id, step, failure, "1", times)
         else:
             output = to_json({"asked": from_json(call.request.arguments), "times": times})
+            if call.request.tool == "large":
+                output = self.watch.payloads.put(output)
             result = ToolCallCompleted(call.call_id, step, output, "1", times)
-        self.append(call.run_id.encode(), codec.encode(InboxMessage(call.run_id, result)))
+        self.send(call.run_id, result)
+
+    def give_up(self, call: LlmCall | ToolCall) -> None:
+        """Let a worker give up a call that is cancelled."""
+        times = self.answers[call.call_id] = self.answers.get(call.call_id, 0) + 1
+        step, failure = call.request.step, Failure(FailureKind.CANCELLED, "cancelled")
+        if isinstance(call, LlmCall):
+            self.send(call.run_id, LlmCallFailed(call.call_id, step, failure, "m", None, None, times))
+        else:
+            self.send(call.run_id, ToolCallFailed(call.call_id, step, failure, None, times))
+
+    def say(self, run: str, number: int) -> None:
+        """Let somebody say something to a run."""
+        self.said[run, number] = self.said.get((run, number), 0) + 1
+        self.send(run, self.says[number].command)
 
     def spoil(self, run: str) -> None:
         """Append what nobody can read."""
@@ -319,6 +244,7 @@ class Owner:
     world: World
     version: int
     tenure_type: type[Tenure] = Tenure
+    idle_ms: int = 1 << 60
     phase: str = "idle"
     tenure: Tenure = field(init=False)
     decisions: deque[Outgoing] = field(default_factory=deque)
@@ -329,9 +255,17 @@ class Owner:
 
     def fetch(self) -> None:
         """Fetch the committed position and mark, first of all."""
-        self.tenure = self.tenure_type(PLACE, self.world.watch.specs[self.version], self.world.committed)
+        watch = self.world.watch
+        specs = watch.specs[self.version]
+        self.tenure = self.tenure_type(PLACE, specs, self.world.committed, watch.payloads, idle_ms=self.idle_ms)
         self.decisions, self.others, self.offsets = deque(), [], []
         self.phase = "fetched"
+
+    def read_snapshots(self) -> None:
+        """Read the snapshots."""
+        for record in self.world.snapshots:
+            self.tenure.snapshot_read(record.key, record.value, dict(record.headers))
+        self.phase = "shelved"
 
     def read_index(self) -> None:
         """Read the finished-run index."""
@@ -359,9 +293,15 @@ class Owner:
             else:
                 self.others.append(record)
 
-    def fire(self) -> None:
-        """Produce the inputs of timers that are due."""
-        self.others.extend(self.tenure.due(self.world.clock))
+    def fire(self, now: int | None = None) -> None:
+        """Produce the inputs of timers that are due, by a clock that may be ahead of the broker's."""
+        self.world.early += now is not None
+        self.others.extend(self.tenure.due(now or self.world.clock))
+
+    def next(self, most: int) -> list[Outgoing]:
+        """Return what may be acknowledged next: of the records with the same key the oldest."""
+        oldest = {(record.topic.name, record.key): record for record in reversed(self.others)}
+        return list(oldest.values())[-most:]
 
     def deliver_decision(self) -> None:
         """Get the oldest decision in flight acknowledged."""
@@ -395,7 +335,7 @@ class Owner:
             self.phase = "idle"
             self.fetch()
             return
-        self.others.extend(self.tenure.index_entries())
+        self.others.extend((*self.tenure.index_entries(), *self.tenure.keep_idle(self.world.clock)))
         self.phase = "indexing"
 
     def commit(self) -> None:
@@ -406,8 +346,10 @@ class Owner:
     def crash(self) -> None:
         """End the tenure: what is in flight may land later, partly or never; decisions in their order."""
         queues = [deque((self.version, record) for record in self.decisions)]
-        queues += [deque([(self.version, record)]) for record in self.others]
-        self.world.loose += [queue for queue in queues if queue]
+        others: dict[tuple[str, bytes], deque[tuple[int, Outgoing]]] = {}
+        for record in self.others:
+            others.setdefault((record.topic.name, record.key), deque()).append((self.version, record))
+        self.world.loose += [queue for queue in (*queues, *others.values()) if queue]
         self.decisions, self.others = deque(), []
         self.phase = "idle"
 
@@ -424,6 +366,8 @@ class Owner:
                 yield Move(10 if alone else 1, f"{self.name} fetches {self.world.committed}", self.fetch, kind=kind)
                 return
             case "fetched":
+                yield Move(6, f"{self.name} reads the snapshots", self.read_snapshots)
+            case "shelved":
                 yield Move(6, f"{self.name} reads the index", self.read_index)
             case "indexed":
                 yield Move(6, f"{self.name} reads the log to {len(self.world.decisions)}", self.read_log)
@@ -434,7 +378,7 @@ class Owner:
                     yield Move(8, f"{self.name} commits {self.tenure.position}", self.commit)
         if self.decisions:
             yield Move(8, f"{self.name}'s decision lands at {len(self.world.decisions)}", self.deliver_decision)
-        for record in self.others[:3]:
+        for record in self.next(3):
             yield Move(5, f"{self.name}'s record for {record.topic.name} lands", partial(self.deliver_other, record))
         yield Move(1, f"{self.name} crashes", self.crash, True, "end")
         if self.decisions or self.others:
@@ -446,6 +390,8 @@ class Owner:
             yield Move(12, f"{self.name} takes input {self.tenure.position}", self.take)
         if (due := self.tenure.next_timer()) is not None and due <= self.world.clock:
             yield Move(6, f"{self.name} fires its timers", self.fire)
+        elif due is not None and self.world.early < 2:
+            yield Move(1, f"{self.name} fires a timer early", partial(self.fire, due), True, "early")
         if self.may_settle():
             yield Move(8, f"{self.name} settles to {self.tenure.position}", self.settle)
 
@@ -467,28 +413,10 @@ class Move:
 def moves(world: World, owners: Sequence[Owner]) -> list[Move]:
     """Return everything that may happen next."""
     found = [move for owner in owners for move in owner.moves(alone=all(each.phase == "idle" for each in owners))]
-    for request in world.requests:
-        times = world.asked.get(request.request_id, 0)
-        if times < MOST_APPENDS:
-            found.append(
-                Move(
-                    1 if times else 8,
-                    f"{request.request_id} is asked",
-                    partial(world.ask, request),
-                    fault=times > 0,
-                    kind="again" if times else "",
-                )
-            )
-    for call in world.calls:
-        times = world.answers.get(call.call_id, 0)
-        if times < MOST_APPENDS:
-            label = f"{call.request.step} of {call.run_id[:4]} is answered"
-            found.append(
-                Move(1 if times else 8, label, partial(world.answer, call), fault=times > 0, kind="again" if times else "")
-            )
+    found += [*around(world), *people(world)]
     timers = [due for owner in owners if owner.phase == "running" and (due := owner.tenure.next_timer()) is not None]
     if timers and min(timers) > world.clock:
-        found.append(Move(1, "time passes", partial(setattr, world, "clock", min(timers))))
+        found.append(Move(1, "time passes", partial(setattr, world, "clock", min(timers) + 1)))
     for queue in world.loose[:4]:
         found.append(
             Move(2, f"a loose record for {queue[0][1].topic.name} lands", partial(world.land_loose, queue), True, "loose")
@@ -503,101 +431,37 @@ def moves(world: World, owners: Sequence[Owner]) -> list[Move]:
     return found
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a schedule is run on: the workflows of each version, the requests, and how owners are made."""
-
-    versions: tuple[tuple[WorkflowSpec, ...], ...]
-    requests: tuple[StartRun, ...]
-    owners: int = 2
-    tenure_type: type[Tenure] = Tenure
-    owner_type: type[Owner] = Owner
-    chain: Callable[..., Chain] = Chain
-    identity: Callable[[Decision, bytes], bytes] = lambda _, real: real
-    all_again: bool = False
-
-
-def opened(setup: Setup) -> tuple[World, list[Owner]]:
-    """Return an empty partition and the processes that may own it."""
-    digests = [spec.digest for spec in setup.versions[0]]
-    by_version: dict[int, Specs] = {
-        number: dict(zip(digests, specs, strict=True)).get for number, specs in enumerate(setup.versions)
-    }
-    world = World(Watch(by_version, len(setup.versions) == 1, setup.chain, setup.identity, setup.all_again), setup.requests)
-    names = "ABC"[: setup.owners]
-    return world, [setup.owner_type(name, world, i % len(setup.versions), setup.tenure_type) for i, name in enumerate(names)]
+def around(world: World) -> Iterator[Move]:
+    """Yield what workers and intake may do next."""
+    for call in world.calls.values():
+        times = world.answers.get(call.call_id, 0)
+        if times < MOST_APPENDS:
+            label, kind = f"{call.request.step} of {call.run_id[:4]}", "again" if times else ""
+            if call.call_id in world.cancelled:
+                yield Move(1 if times else 4, f"{label} is given up", partial(world.give_up, call), times > 0, kind)
+            yield Move(1 if times else 8, f"{label} is answered", partial(world.answer, call), times > 0, kind)
+    if world.judged < len(world.wanted):
+        yield Move(8, f"intake takes request {world.judged}", world.judge)
+    if world.judged and world.back < MOST_SAID:
+        yield Move(1, "intake goes back", world.go_back, True, "back")
 
 
-def some(requests: tuple[StartRun, ...], mood: int) -> tuple[StartRun, ...]:
-    """Return the requests that a mood has; never none."""
-    return tuple(request for bit, request in enumerate(requests) if not mood >> bit & 1) or requests[:1]
+def people(world: World) -> Iterator[Move]:
+    """Yield what people may ask for and say next."""
+    for request in world.requests:
+        times = world.asked.get(request.request_id, 0)
+        if times < MOST_APPENDS:
+            label, kind = f"{request.request_id} is asked", "again" if times else ""
+            yield Move(1 if times else 8, label, partial(world.ask, request), times > 0, kind)
+    for number, said in enumerate(world.says):
+        for run in runs_of(world, said.workflow):
+            if world.said.get((run, number), 0) < (MOST_SAID if run in world.watch.states else 1):
+                label = f"{type(said.command).__name__} {number} for {run[:4]}"
+                yield Move(1, label, partial(world.say, run, number), True, said.kind)
 
 
-def play(setup: Setup, choices: Sequence[int], trace: list[str] | None = None) -> World:
-    """Let the choices pick what happens, then let everything come to rest. Raises ViolationError.
-
-    Each choice is a number below 1 << 16; the first says which requests and kinds of faults there are, every other one picks one
-    of the possible moves by their weights.
-    """
-    labels: list[str] = [] if trace is None else trace
-    mood, *picks = choices
-    world, owners = opened(replace(setup, requests=some(setup.requests, mood)))
-    often = {kind: (1, 0, 3, 6)[mood >> 2 * place + 4 & 3] for place, kind in enumerate(KINDS)}
-    for choice in picks:
-        possible = [replace(move, weight=move.weight * often.get(move.kind, 1)) for move in moves(world, owners)]
-        at = choice * sum(move.weight for move in possible) >> 16
-        for move in possible:
-            at -= move.weight
-            if at < 0:
-                labels.append(move.label)
-                move.do()
-                break
-    rest(world, owners, labels)
-    return world
-
-
-def follow(setup: Setup, labels: Sequence[str]) -> World:
-    """Let happen what the labels say (each the beginning of a move's label), then let everything come to rest."""
-    world, owners = opened(setup)
-    for label in labels:
-        possible = moves(world, owners)
-        chosen = next((move for move in possible if move.label.startswith(label)), None)
-        assert chosen is not None, f"`{label}` can't happen now; possible: {[move.label for move in possible]}"
-        chosen.do()
-    rest(world, owners, [])
-    return world
-
-
-def rest(world: World, owners: list[Owner], labels: list[str], most: int = 3000) -> None:
-    """Without further faults everything comes to rest; and whoever takes over then has nothing to decide."""
-    _drain(world, owners, labels, most)
-    world.watch.at_rest(world)
-    before = len(world.decisions)
-    for owner in owners:
-        owner.phase = "idle"
-    _drain(world, owners[:1], labels, most)
-    world.watch.at_rest(world)
-    if Verdict.ACCEPTED in world.watch.verdicts[before:]:
-        raise ViolationError("stuck", "a new owner still had something to decide after everything came to rest")
-
-
-def _drain(world: World, owners: list[Owner], labels: list[str], most: int) -> None:
-    """Let whoever lives go on, in turn, until nobody can."""
-    for turn in range(most):
-        alive = [owner for owner in owners if owner.phase != "idle"] or owners[:1]
-        possible = [move for move in moves(world, alive) if not move.fault]
-        late = [move for move in possible if move.label == "time passes"]
-        if possible == late and (not late or _idle(world, alive)):
-            return
-        busy = [move for move in possible if move not in late] or late
-        move = busy[turn % len(busy)]
-        labels.append(f"then {move.label}")
-        move.do()
-    raise ViolationError("no end", f"after {most} steps nothing has come to rest")
-
-
-def _idle(world: World, owners: list[Owner]) -> bool:
-    """Say whether the timers that are left belong to attempts that were settled long ago."""
-    return not any(owner.tenure._pending(timer) for owner in owners for timer in owner.tenure._timers) and all(
-        state.over for state in world.watch.states.values()
-    )
+def runs_of(world: World, workflow: str) -> list[str]:
+    """Return the runs of a workflow: those that are asked for from outside, whether they exist or not, and children."""
+    roots = [run_id_of(request.request_id) for request in world.requests if request.workflow == workflow]
+    children = (run for run, state in world.watch.states.items() if state.workflow == workflow)
+    return list(dict.fromkeys((*roots, *children)))

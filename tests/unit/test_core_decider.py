@@ -1,98 +1,32 @@
 import hashlib
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from core import NOW, REJECTED, UNAVAILABLE, Case, started, tool, workflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from events import codec
 from events.calls import LlmCallRequested, ToolCallRequested
 from events.commands import StartRun
 from events.decisions import (
-    Decision,
-    Effect,
+    CallCancelled,
     InputIgnored,
     RetryScheduled,
     RunCompleted,
     RunFailed,
+    StepCancelled,
     StepCompleted,
     StepFailed,
     StepSkipped,
     UnreadableInput,
 )
 from events.failure import RETRYABLE, Failure, FailureKind
-from events.ids import chain_hash
 from events.results import Input, LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed, Usage
-from streams.workflow.decider import MAX_PAYLOAD_BYTES, decide
-from streams.workflow.spec import WorkflowSpec
-from streams.workflow.state import INITIAL, RunEvent, RunState, RunStatus, StepStatus, evolve, fold
-
-NOW = 1_700_000_000_000
-UNAVAILABLE = Failure(FailureKind.UNAVAILABLE, "down")
-REJECTED = Failure(FailureKind.REJECTED, "no")
-
-
-@dataclass
-class Case:
-    """A run in a test: `given` what happened, `when` an input comes, `then` these effects follow."""
-
-    spec: WorkflowSpec
-    state: RunState = INITIAL
-    events: list[RunEvent] = field(default_factory=list)
-    at: int = NOW
-
-    def when(self, cause: Input | UnreadableInput, *, known: bool = True) -> tuple[Effect, ...]:
-        """Decide on an input, twice (the same both times), and fold the decision as it comes back from its bytes."""
-        spec = self.spec if known else None
-        effects = decide(spec, self.state, cause, self.at)
-        assert decide(spec, self.state, cause, self.at) == effects
-        offset = self.state.last_offset + 1
-        decision = Decision("r", self.state.seq + 1, self.state.head, b"i" * 16, offset, self.at, cause, effects)
-        body = codec.body(decision)
-        event = RunEvent(codec.decode(codec.framed(Decision, body), Decision), chain_hash(body))
-        self.state = evolve(self.state, event)
-        self.events.append(event)
-        self.at += 1
-        return effects
-
-    def start(self, text: str = "{}") -> tuple[Effect, ...]:
-        """Start the run."""
-        return self.when(StartRun("q", self.spec.name, self.spec.digest, text))
-
-    def awaits(self, step: str) -> str:
-        """Return the call or timer that a step waits for."""
-        return self.state.steps[step].awaits
-
-    def done(self, step: str, output: str = "1", call: str | None = None) -> tuple[Effect, ...]:
-        """Answer a step's call."""
-        return self.when(ToolCallCompleted(call or self.awaits(step), step, output, "1", 5))
-
-    def fails(self, step: str, failure: Failure = UNAVAILABLE, call: str | None = None) -> tuple[Effect, ...]:
-        """Let a step's call fail."""
-        return self.when(ToolCallFailed(call or self.awaits(step), step, failure, "1", 5))
-
-    def timer(self, step: str, timer: str | None = None) -> tuple[Effect, ...]:
-        """Let a step's timer fire."""
-        return self.when(TimerFired(timer or self.awaits(step), step))
-
-
-def workflow(steps: dict[str, Any], **more: Any) -> Case:
-    """Return a run of a workflow of these steps."""
-    return Case(WorkflowSpec.model_validate({"name": "w", "steps": steps, **more}))
-
-
-def tool(**more: Any) -> dict[str, Any]:
-    """Return a step that calls a tool."""
-    return {"tool": {"name": "echo"}, **more}
-
-
-def started(steps: dict[str, Any], text: str = "{}", **more: Any) -> Case:
-    """Return a run that was started."""
-    case = workflow(steps, **more)
-    case.start(text)
-    return case
-
+from streams.workflow.decider import MAX_PAYLOAD_BYTES
+from streams.workflow.evolve import fold
+from streams.workflow.expressions import from_json
+from streams.workflow.payloads import INLINE_BYTES
+from streams.workflow.state import RunStatus, StepStatus
 
 # --- Each kind of step ---
 
@@ -195,7 +129,12 @@ def test_a_tolerated_failure_lets_the_run_go_on() -> None:
 def test_a_failure_for_good_ends_the_run() -> None:
     """Given no tolerance, when a step fails for good, then the run fails with it."""
     case = started({"a": tool(), "b": tool()})
-    assert case.fails("a", REJECTED) == (StepFailed("a", REJECTED, False), RunFailed("a", REJECTED))
+    assert case.fails("a", REJECTED) == (
+        StepFailed("a", REJECTED, False),
+        CallCancelled("b", case.past("b"), "the run failed"),
+        StepCancelled("b", "the run failed"),
+        RunFailed("a", REJECTED),
+    )
     assert (case.state.status, case.state.failure) == (RunStatus.FAILED, REJECTED)
 
 
@@ -352,11 +291,13 @@ def test_a_run_input_that_is_too_large_fails_the_run() -> None:
 
 
 def test_a_decision_never_outgrows_a_record() -> None:
-    """Given a large input that many steps copy, then what follows is bounded: the run fails instead."""
-    steps = {f"s{i}": {"tool": {"name": "echo", "arguments": {"x": "=input"}}} for i in range(8)}
-    (ended,) = workflow(steps).start('"' + "x" * (MAX_PAYLOAD_BYTES - 10) + '"')
-    assert isinstance(ended, RunFailed)
-    assert ended.failure.kind == FailureKind.TOO_LARGE
+    """Given a large input that many steps copy, then the copies are kept as payloads, and the decision stays small."""
+    steps = {f"s{i}": {"tool": {"name": "echo", "arguments": {"x": "=input", "n": i}}} for i in range(30)}
+    effects = workflow(steps).start('"' + "x" * (INLINE_BYTES - 100) + '"')
+    assert len(effects) == 30
+    assert sum(len(effect.arguments) for effect in effects if isinstance(effect, ToolCallRequested)) < 4 * INLINE_BYTES
+    assert isinstance(effects[-1], ToolCallRequested)
+    assert list(from_json(effects[-1].arguments)) == ["$payload", "bytes"]
 
 
 @pytest.mark.parametrize("output", ["", "{", "NaN", "nonsense", '{"a":1e999}'])

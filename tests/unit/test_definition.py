@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams.workflow.check import ToolSchema
 from streams.workflow.definition import DefinitionFileError, builtin, load, load_all, parse
+from streams.workflow.spec import from_canonical
 
 BUILT_IN = Path(__file__).parents[2] / "streams/workflows/market_analysis.yaml"
 GOOD = "name: w\nsteps: {a: {transform: 1}}\n"
@@ -83,11 +85,11 @@ output: =steps.fech.output
         "f.yaml:24:3: steps.d: names steps.b but doesn't need it; add it to `needs`",
         "f.yaml:26:13: steps.e.retry.attempts: must be greater than or equal to 1, not `0`",
         "f.yaml:26:26: steps.e.retry.initial: `abc` is no duration; write 500ms, 60s, 5m, 2h or 3d",
-        "f.yaml:28:3: steps.g: must be a valid dictionary or instance of Step, not `5`",
+        "f.yaml:28:3: steps.g: must be a mapping, not `5`",
         "f.yaml:29:7: steps.h.needs: there is no step `hh`; did you mean `h`?",
         "f.yaml:30:18: steps.i.needs[1]: must be a valid string, not `7`",
         "f.yaml:30:25: steps.i.tool: `name` is missing",
-        "f.yaml:30:35: steps.i: unknown key `colour`; there are `name`, `needs`, `when`, `llm`, `tool`, `transform`, `on_failure`, `retry`, `timeout`",  # noqa: E501
+        "f.yaml:30:35: steps.i: unknown key `colour`; there are `name`, `needs`, `when`, `llm`, `tool`, `transform`, `run`, `wait_for`, `approval`, `sleep`, `sleep_until`, `switch`, `steps`, `output`, `for_each`, `repeat`, `on_failure`, `retry`, `timeout`, `time_limit`, `compensation`",  # noqa: E501
         "f.yaml:31:1: output: there is no step `fech`; did you mean `fetch`?",
     ]
 
@@ -117,7 +119,7 @@ output: =steps.fech.output
             "f.yaml:5:5: steps.a.transform: the tag `tag:yaml.org,2002:python/object/apply:os.system` is not allowed",
         ),
         (step("needs: [b]\ntransform: 1"), "f.yaml:5:5: steps.a.needs: there is no step `b`"),
-        (step("transform: 1\ntool: {name: t}"), "f.yaml:4:3: steps.a: a step is one of llm, tool and transform"),
+        (step("transform: 1\ntool: {name: t}"), "f.yaml:4:3: steps.a: a step is one of llm, tool, transform, "),
         (step("llm: {prompt: x, schema: {type: 1}}"), "f.yaml:5:22: steps.a.llm.schema: no JSON Schema"),
         (step("llm:\n  prompt: '{{ x'"), "f.yaml:4:3: steps.a: template, line 1"),
         ("name: w\nsteps: [{name: a, transform: 1}, {name: b, transform: =x}]", "f.yaml:2:34: steps[1]: `x`: `x` is not defined"),
@@ -188,4 +190,133 @@ def test_a_workflow_whose_steps_are_all_wrong_has_steps() -> None:
     """Only what is wrong with them is said."""
     assert problems("name: w\nsteps: {a: {transform: 1, when: true}}") == [
         "f.yaml:2:27: steps.a.when: must be a valid string, not `True`"
+    ]
+
+
+NESTED = """\
+name: agent
+input: {type: object, properties: {ticker: {type: string}, rows: {type: array, items: {type: string}}}}
+steps:
+  agent:
+    repeat:
+      until: last.done
+      at_most: five
+    steps:
+      think:
+        llm:
+          promt: hi
+      act:
+        needs: [think]
+        switch:
+          search:
+            when: steps.think.outptu == 'x'
+            tool: {name: echo, argumnts: {}}
+          other:
+            needs: [search]
+            transform: 1
+      lost: {transform: =steps.act.output}
+  map:
+    for_each: {items: =input.rows, tolerate: -1, as: row}
+    transform: =row.name
+  a: {needs: [b], transform: 1}
+  b: {needs: [a], transform: 1}
+  listed:
+    steps:
+      - name: one
+        transform: =input.tickr
+      - name: two
+        needs: [one]
+        switch:
+          - {name: x, when: steps.one.status == 'complet', transform: 1}
+          - {name: y, transform: 1, colour: 1}
+  number:
+    steps: 5
+  renamed:
+    steps: {x: {name: y, transform: 1}}
+compensations:
+  undo: {tol: {name: x}}
+finally:
+  tidy: {transform: =outcom}
+  last: {llm: {prompt: "{{ input.tikker }}"}}
+"""
+
+
+def test_problems_of_steps_in_steps_have_their_places_too() -> None:
+    """Steps of steps, cases, compensations and clean-up steps, whether they stand by name or in a list; all at once."""
+    found = problems(NESTED)
+    assert [each.split("; there are")[0] for each in found] == [
+        "f.yaml:7:7: steps.agent.repeat.at_most: must be a valid integer, unable to parse string as an integer, not `five`",
+        "f.yaml:10:9: steps.agent.steps.think.llm: `prompt` is missing",
+        "f.yaml:11:11: steps.agent.steps.think.llm: unknown key `promt`; did you mean `prompt`?",
+        "f.yaml:17:32: steps.agent.steps.act.switch.search.tool: unknown key `argumnts`; did you mean `arguments`?",
+        "f.yaml:19:13: steps.agent.steps.act.switch.other.needs: the cases of a switch can't need each other",
+        "f.yaml:21:7: steps.agent.steps.lost: names steps.act but doesn't need it; add it to `needs`",
+        "f.yaml:23:36: steps.map.for_each.tolerate: must be greater than or equal to 0 or be 'all', not `-1`",
+        "f.yaml:25:7: steps.a.needs: these steps need each other: a → b → a",
+        "f.yaml:30:9: steps.listed.steps[0].transform: `input` has no `tickr`; did you mean `ticker`?",
+        "f.yaml:34:23: steps.listed.steps[1].switch[0].when: `steps.one.status` is never 'complet'; did you mean `completed`?",
+        "f.yaml:35:37: steps.listed.steps[1].switch[1]: unknown key `colour`",
+        "f.yaml:37:5: steps.number.steps: must be a mapping by name, not `5`",
+        "f.yaml:39:13: steps.renamed.steps.x: its name is its key, but this one is named `y` inside",
+        "f.yaml:41:10: compensations.undo: unknown key `tol`; did you mean `tool`?",
+        "f.yaml:43:3: finally.tidy: `outcom`: `outcom` is not defined; did you mean `outcome`?",
+        "f.yaml:44:16: finally.last.llm.prompt: `input` has no `tikker`; did you mean `ticker`?",
+    ]
+
+
+def test_nothing_is_said_about_what_stands_for_a_mistake() -> None:
+    """Of the output of a wrong step nothing is known, so what others do with it is no mistake of theirs."""
+    text = step("tool: {nam: t}") + (
+        "  b:\n    needs: [a]\n    when: steps.a.output.rows[0].x > 1\n    transform: =steps.a.output.text + 'x'\n"
+        "  c: {when: 5, transform: 1}\n  d: {for_each: {itms: 5, as: one}, transform: =one.x}\n"
+    )
+    assert problems(text) == [
+        "f.yaml:5:5: steps.a.tool: `name` is missing",
+        "f.yaml:5:12: steps.a.tool: unknown key `nam`; did you mean `name`?",
+        "f.yaml:10:7: steps.c.when: must be a valid string, not `5`",
+        "f.yaml:11:7: steps.d.for_each: `items` is missing",
+        "f.yaml:11:18: steps.d.for_each: unknown key `itms`; did you mean `items`?",
+    ]
+
+
+def test_a_file_is_checked_and_a_registered_version_is_not() -> None:
+    """What the checker finds refuses a file; the same definition, registered once, can always be read."""
+    text = "name: w\ninput: {properties: {a: {type: string}}}\nsteps:\n  x:\n    transform:\n      y: =input.b\n"
+    assert problems(text) == ["f.yaml:6:7: steps.x.transform.y: `input` has no `b`; there is `a`"]
+    old = '{"input":{"properties":{"a":{"type":"string"}}},"name":"w","steps":[{"name":"x","transform":{"y":"=input.b"}}]}'
+    assert from_canonical(old).steps[0].transform == {"y": "=input.b"}
+
+
+def test_tools_are_checked_when_they_are_known() -> None:
+    """With the place of the call, of the argument, of the part of an argument."""
+    tools = {
+        "echo": ToolSchema(
+            {
+                "type": "object",
+                "required": ["value"],
+                "additionalProperties": False,
+                "properties": {"value": {"type": "array", "items": {"type": "integer"}}},
+            },
+            {"type": "object", "properties": {"text": {"type": "string"}}},
+        )
+    }
+    text = """\
+name: w
+steps:
+  a: {tool: {name: ecko}}
+  b: {tool: {name: echo}}
+  c: {tool: {name: echo, arguments: {valeu: 1}}}
+  d: {tool: {name: echo, arguments: {value: [1, x]}}}
+  e: {needs: [d], transform: =steps.d.output.txt}
+"""
+    assert parse(text.encode(), "f.yaml").name == "w"
+    with pytest.raises(DefinitionFileError) as caught:
+        parse(text.encode(), "f.yaml", tools)
+    assert [str(each) for each in caught.value.problems] == [
+        "f.yaml:3:14: steps.a.tool.name: there is no tool `ecko`; did you mean `echo`?",
+        "f.yaml:4:7: steps.b.tool: `echo` needs the argument `value`",
+        "f.yaml:5:26: steps.c.tool.arguments: `echo` needs the argument `value`",
+        "f.yaml:5:38: steps.c.tool.arguments.valeu: `echo` takes no argument `valeu`; did you mean `value`?",
+        "f.yaml:6:49: steps.d.tool.arguments.value[1]: 'x' is not of type 'integer'",
+        "f.yaml:7:19: steps.e.transform: `steps.d.output` has no `txt`; did you mean `text`?",
     ]

@@ -6,14 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.workflow.expressions import DefinitionError, EvaluationError, Expression, Template, Value, from_json, to_json
+from streams.workflow.expressions import DefinitionError, EvaluationError, Expression, Scope, Value, from_json, to_json
+from streams.workflow.templates import Template
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-MAP = {"input": {chr(97 + i): i for i in range(12)}}
+MAP = Scope({"input": {chr(97 + i): i for i in range(12)}})
 
 ORDER_MATTERS = (
     "input.map(k, k)",
@@ -87,7 +88,7 @@ def test_a_template_never_shows_an_address(source: str) -> None:
 
 def test_a_key_named_like_a_method_is_a_key() -> None:
     """`input.items` in a template is the input's key, as it is in CEL, not a method of Python's dict."""
-    scope = {"input": {"items": [1, 2], "keys": 3, "get": 4, "copy": 5}}
+    scope = Scope({"input": {"items": [1, 2], "keys": 3, "get": 4, "copy": 5}})
     assert Template("{{ input.items[0] }}{{ input.keys }}{{ input.get }}{{ input.copy }}").render(scope) == "1345"
     assert Expression("input.items").evaluate(scope) == [1, 2]
 
@@ -196,7 +197,7 @@ def test_a_wrong_expression_says_how_to_mend_it(source: str, says: str) -> None:
 
 def test_a_comment_with_a_quote_is_no_string() -> None:
     """An apostrophe in a comment doesn't hide the code after it."""
-    assert Expression("// it's\ninput.map(k, k) // isn't it").evaluate({"input": {"b": 1, "a": 2}}) == ["a", "b"]
+    assert Expression("// it's\ninput.map(k, k) // isn't it").evaluate(Scope({"input": {"b": 1, "a": 2}})) == ["a", "b"]
 
 
 def test_steps_that_an_expression_names() -> None:
@@ -228,7 +229,9 @@ def test_values_hold_expressions_and_literals() -> None:
 
 def test_templates_refuse_what_is_not_defined() -> None:
     """A name or a key that isn't there is an error, never an empty text."""
-    for source in ("{{ foo }}", "{{ input.zzz }}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}"):
+    with pytest.raises(DefinitionError, match="`inptu` is not defined; did you mean `input`"):
+        Template("{{ inptu.zzz }}")
+    for source in ("{{ input.zzz }}", "{{ 1 / 0 }}", "{{ ''.__class__.__mro__ }}"):
         with pytest.raises(EvaluationError, match="template"):
             Template(source).render(MAP)
     with pytest.raises(DefinitionError, match="line 2"):
@@ -242,7 +245,7 @@ def test_templates_refuse_what_is_not_defined() -> None:
 def test_any_value_passes_or_is_refused(value: object, source: str) -> None:
     """An expression over any JSON value gives a JSON value or an EvaluationError."""
     try:
-        from_json(to_json(Expression(source).evaluate({"input": value})))
+        from_json(to_json(Expression(source).evaluate(Scope({"input": value}))))
     except EvaluationError as error:
         assert str(error).encode()
 
@@ -266,3 +269,26 @@ def test_a_template_cannot_make_something_enormous(source: str) -> None:
 def test_a_template_can_multiply() -> None:
     """Numbers, and texts within reason."""
     assert Template("{{ 3 * 2000000 }} {{ 'ab' * 3 }} {{ 2.5 * input.c }}").render(MAP) == "6000000 ababab 5.0"
+
+
+@pytest.mark.parametrize("source", ["[0] + input", "input.list + input.map", "[1] + (input.map)", "[0] + input.map"])
+def test_a_map_is_never_added_to_a_list(source: str) -> None:
+    """The library would append its keys in random order, so two owners would decide different bytes."""
+    with pytest.raises(EvaluationError, match="a map can't be added"):
+        Expression(source).evaluate({"input": {"list": [1], "map": {"a": 1, "b": 2}}})
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("input.a + input.b * 2 > 3 && [1] + [2] == [1, 2]", True),
+        ("input.list + input.list.map(x, x + input.a)", [1, 2]),
+        ("input.a + -1", 0),
+        ("'a' + input.text + string(input.a)", "ab1"),
+        ("timestamp(input.at) + duration('1h') == timestamp('2026-01-01T01:00:00Z')", True),
+    ],
+)
+def test_what_can_be_added_is_added(source: str, value: object) -> None:
+    """Looking at what is added changes nothing else."""
+    given = {"a": 1, "b": 2, "list": [1], "text": "b", "at": "2026-01-01T00:00:00Z"}
+    assert Expression(source).evaluate({"input": given}) == value

@@ -6,12 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events import codec, topics
-from events.commands import StartRun, WorkflowRequest
+from events.commands import (
+    ApprovalAnswered,
+    ChangeOutput,
+    Command,
+    Origin,
+    Parent,
+    PauseRun,
+    RunRequest,
+    SignalReceived,
+    StartRun,
+    WorkflowRequest,
+)
 from events.decisions import DeadLetter
+from events.failure import FailureKind
 from events.ids import position_request_id, run_id
-from events.results import InboxMessage
+from events.results import ChildRunFailed, InboxMessage
 from streams.envelope import Incoming
 from streams.processors.intake import Intake
+from streams.workflow.payloads import INLINE_BYTES, Memory, digest_of, is_reference
 from streams.workflow.spec import WorkflowSpec
 
 TOPIC_ID = bytes(range(16))
@@ -24,9 +37,13 @@ SPEC = WorkflowSpec.model_validate(
             "additionalProperties": False,
             "properties": {"who": {"type": "string"}, "loud": {"type": "boolean", "default": False}},
         },
-        "steps": {"hello": {"transform": "='Hello ' + input.who"}},
+        "steps": {
+            "hello": {"transform": "='Hello ' + input.who"},
+            "check": {"for_each": {"items": [1, 2]}, "steps": {"ask": {"approval": {"message": "Go on?"}}}},
+        },
     }
 )
+PLACE = position_request_id(TOPIC_ID, 3, 42)
 
 
 class OneWorkflow:
@@ -49,9 +66,9 @@ def incoming(value: bytes | None) -> Incoming:
     return Incoming("foldflow.requests", 3, 42, 1_000, b"any", value, {"h": b"x"})
 
 
-def judge(value: bytes | None) -> StartRun | DeadLetter:
+def judge(value: bytes | None) -> StartRun | Command | DeadLetter:
     """Return the event that intake makes of a value, checked against its envelope."""
-    outgoing = Intake(OneWorkflow(), TOPIC_ID).check(incoming(value))
+    (outgoing,) = Intake(OneWorkflow(), TOPIC_ID).check(incoming(value))
     if outgoing.topic is topics.DEADLETTER:
         letter = codec.decode(outgoing.value, DeadLetter)
         assert (letter.topic, letter.partition, letter.offset, letter.value) == ("foldflow.requests", 3, 42, value)
@@ -59,8 +76,13 @@ def judge(value: bytes | None) -> StartRun | DeadLetter:
     message = codec.decode(outgoing.value, InboxMessage)
     assert outgoing.topic is topics.INBOX
     assert outgoing.key.decode() == message.run_id
-    assert isinstance(message.input, StartRun)
-    assert message.run_id == run_id(message.input.request_id)
+    identity = dict(outgoing.headers)["ce_id"].decode()
+    if isinstance(message.input, StartRun):
+        assert message.run_id == run_id(message.input.request_id)
+        assert identity == f"{message.run_id}/start"
+        return message.input
+    assert isinstance(message.input, Command)
+    assert identity == PLACE
     return message.input
 
 
@@ -76,7 +98,100 @@ def test_a_request_without_an_id_is_named_by_its_place() -> None:
     """Given no request id, then topic id, partition and offset are the identity, so reading it twice is one run."""
     start = judge(b'{"workflow": "greet", "input": {"who": "Ada"}}')
     assert isinstance(start, StartRun)
-    assert start.request_id == position_request_id(TOPIC_ID, 3, 42)
+    assert start.request_id == PLACE
+
+
+def test_all_that_a_request_says_goes_to_its_run() -> None:
+    """Given a fork's request, then the run gets its origin, its results, who waits for it and where it stops, each place once."""
+    copied = '{"hello":{"output":"\\"Hello Ada\\"","status":"completed"}}'
+    parent, origin = Parent("run", "step", "call"), Origin("other", 7, "ab")
+    breaks = ("hello", "check[1].ask", "check.ask", "hello")
+    request = WorkflowRequest("greet", '{"who": "Ada"}', "r-1", SPEC.digest, {}, parent, breaks, origin, copied)
+    start = judge(codec.encode(request))
+    assert start == StartRun(
+        "r-1",
+        "greet",
+        SPEC.digest,
+        '{"loud":false,"who":"Ada"}',
+        {},
+        parent,
+        ("hello", "check[1].ask", "check.ask"),
+        origin,
+        copied,
+    )
+
+
+def test_a_command_goes_to_the_run_it_names() -> None:
+    """Given what is said to a run by its id or its request's, then its inbox has it; a signal may be named by its place."""
+    value = b'{"request_id": "order-7", "command": "signal", "name": "payment", "payload": {"paid": true}}'
+    (outgoing,) = Intake(OneWorkflow(), TOPIC_ID).check(incoming(value))
+    assert outgoing.key.decode() == run_id("order-7")
+    assert judge(value) == SignalReceived(PLACE, "payment", None, '{"paid":true}', "")
+    named = RunRequest("any run", None, SignalReceived("s-1", "payment", "o", "1", "ann"))
+    assert judge(codec.encode(named)) == named.command
+    assert judge(codec.encode(RunRequest(None, "order-7", PauseRun("ann", "lunch")))) == PauseRun("ann", "lunch")
+
+
+def test_large_payloads_are_stored_and_go_on_as_references() -> None:
+    """Given an input, a signal's payload or an output too large for an event, then it is stored, or refused without a store."""
+    large = "x" * INLINE_BYTES
+    asked = json.dumps({"workflow": "greet", "input": {"who": large, "loud": True}}).encode()
+    signal = codec.encode(RunRequest("r", None, SignalReceived("s", "n", None, json.dumps(large), "")))
+    changed = codec.encode(RunRequest("r", None, ChangeOutput("hello", json.dumps(large), "ann", "")))
+    approved = codec.encode(RunRequest("r", None, ApprovalAnswered("hello", True, "ann", "", json.dumps(large))))
+    for value, name, text in (
+        (asked, "input", json.dumps({"loud": True, "who": large}, separators=(",", ":"))),
+        (signal, "payload", json.dumps(large)),
+        (changed, "output", json.dumps(large)),
+        (approved, "value", json.dumps(large)),
+    ):
+        store = Memory()
+        (outgoing,) = Intake(OneWorkflow(), TOPIC_ID, store).check(incoming(value))
+        kept = json.loads(getattr(codec.decode(outgoing.value, InboxMessage).input, name))
+        assert is_reference(kept)
+        assert store.texts == {kept["$payload"]: text}
+        assert digest_of(text.encode()) == kept["$payload"]
+        letter = judge(value)
+        assert isinstance(letter, DeadLetter)
+        assert letter.reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "says"),
+    [
+        ({"workflow": "gret"}, FailureKind.UNKNOWN_WORKFLOW, "did you mean `greet`?"),
+        ({"workflow": "greet", "input": {}}, FailureKind.INVALID_ARGUMENTS, "'who' is a required property"),
+        ({"workflow": "greet", "labels": 3}, FailureKind.INVALID_ARGUMENTS, "object of strings"),
+    ],
+)
+def test_a_run_that_waits_hears_of_a_refusal(request_: dict[str, Any], kind: FailureKind, says: str) -> None:
+    """Given a parent, then besides the dead letter its inbox has the failure of the run that can't start."""
+    request_ |= {"request_id": "child", "parent": {"run_id": "parent", "step": "ask", "call_id": "c-1"}}
+    letter, told = Intake(OneWorkflow(), TOPIC_ID).check(incoming(json.dumps(request_).encode()))
+    assert codec.decode(letter.value, DeadLetter).run_id == run_id("child")
+    message = codec.decode(told.value, InboxMessage)
+    assert (told.topic, told.key, message.run_id) == (topics.INBOX, b"parent", "parent")
+    assert isinstance(message.input, ChildRunFailed)
+    assert (message.input.call_id, message.input.step, message.input.run_id) == ("c-1", "ask", run_id("child"))
+    assert (message.input.failure.kind, says in message.input.failure.message) == (kind, True)
+
+
+def test_what_a_run_hears_of_a_refusal_is_short() -> None:
+    """Given a refusal with many and long reasons, then the waiting run's history has the beginning."""
+    request_ = {"workflow": "greet", "input": {"who": "x", **{f"{i}" * 300: 1 for i in range(10)}}}
+    request_ |= {"parent": {"run_id": "parent", "step": "ask", "call_id": "c-1"}}
+    request_["digest"] = "0" * 5000
+    letter, told = Intake(OneWorkflow(), TOPIC_ID).check(incoming(json.dumps(request_).encode()))
+    message = codec.decode(told.value, InboxMessage)
+    assert isinstance(message.input, ChildRunFailed)
+    assert len(codec.decode(letter.value, DeadLetter).detail) > len(message.input.failure.message) == 2000
+
+
+def test_a_refused_command_names_its_run() -> None:
+    """Given a wrong command, then its dead letter is found with the run, and isn't taken for a refused request."""
+    letter = judge(b'{"request_id": "order-7", "command": "paus"}')
+    assert isinstance(letter, DeadLetter)
+    assert (letter.run_id, letter.request_id) == (run_id("order-7"), None)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +204,9 @@ def test_a_request_without_an_id_is_named_by_its_place() -> None:
         (b"\x00\x00\x00\x00\x07junk", "not_decodable", "schema id 7"),
         (b"[1]", "not_decodable", "JSON object"),
         (b'{"workflow": "greet", "inptu": {}}', "not_decodable", "did you mean `input`?"),
+        (b'{"workflow": "greet", "input": {"who": "x"}, "break_at": ["helo"]}', "unknown_step", "did you mean `hello`?"),
+        (b'{"workflow": "greet", "input": {"who": "x"}, "break_at": ["check[0].aks"]}', "unknown_step", "mean `check.ask`?"),
+        (b'{"run_id": "r", "command": "resum"}', "not_decodable", "did you mean `resume`?"),
         (b'{"workflow": 3}', "not_decodable", "`workflow` must be given"),
         (b'{"workflow": "greet", "labels": {"a": 1}}', "not_decodable", "object of strings"),
         (b'{"workflow": "greet", "request_id": "\\ud800"}', "not_decodable", "Unicode"),
@@ -116,14 +234,26 @@ def test_what_cannot_start_says_why(value: bytes | None, reason: str, says: str)
 )
 def test_no_bytes_stop_intake(value: bytes) -> None:
     """Whatever bytes come, the answer is an event."""
-    assert isinstance(judge(value), StartRun | DeadLetter)
+    assert isinstance(judge(value), StartRun | Command | DeadLetter)
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["workflow", "input", "request_id", "digest", "labels"]), st.text() | st.integers() | st.none()
-    )
-)
+KEYS = [
+    "workflow",
+    "input",
+    "request_id",
+    "digest",
+    "labels",
+    "break_at",
+    "origin",
+    "copied",
+    "run_id",
+    "command",
+    "step",
+    "name",
+]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(["greet", "pause", "hello", ["hello"]]) | st.text() | st.none()))
 def test_no_json_object_stops_intake(request: dict[str, Any]) -> None:
     """Whatever stands in the known keys, the answer is an event."""
-    assert isinstance(judge(json.dumps(request).encode()), StartRun | DeadLetter)
+    assert isinstance(judge(json.dumps(request).encode()), StartRun | Command | DeadLetter)

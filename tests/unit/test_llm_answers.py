@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -16,6 +17,8 @@ from events.failure import FailureKind
 from events.results import LlmCallCompleted, LlmCallFailed, Usage
 from streams.processors import llm_call
 from streams.settings import Settings
+from streams.workflow.expressions import from_json
+from streams.workflow.payloads import is_reference
 
 Body = dict[str, Any]
 Answer = tuple[int, dict[str, str], str]
@@ -125,11 +128,11 @@ def call(
     return LlmCall("c", "r", request)
 
 
-def asked(provider: Provider, *calls: LlmCall) -> list[LlmCallCompleted | LlmCallFailed]:
-    """Return the results of calls made one after another in one worker."""
+def asked(provider: Provider, *calls: LlmCall, folder: Path | None = None) -> list[LlmCallCompleted | LlmCallFailed]:
+    """Return the results of calls made one after another in one worker; large ones are kept in a folder."""
 
     async def work() -> list[LlmCallCompleted | LlmCallFailed]:
-        settings = Settings(local_model_url=provider.url)
+        settings = Settings(local_model_url=provider.url, **({"data_dir": folder} if folder else {}))
         try:
             return [await llm_call.ask(each, settings) for each in calls]
         finally:
@@ -412,11 +415,13 @@ def test_lone_surrogates_are_question_marks_to_a_model_and_escapes_in_an_output(
     assert (result.output, result.model) == ('"a\\ud800b"', "m?")
 
 
-def test_an_answer_over_a_mebibyte_is_too_large(provider: Provider) -> None:
-    """It would not fit a decision."""
+def test_a_large_answer_is_kept_as_a_payload(provider: Provider, tmp_path: Path) -> None:
+    """It would not fit an event: the output is the reference to it, and the tokens are counted."""
     provider.answer = lambda _: ok("é" * 600_000)
-    result = failed(provider, call())
-    assert (result.failure.kind, result.usage) == (FailureKind.TOO_LARGE, Usage(1000, 100))
+    (result,) = asked(provider, call(), folder=tmp_path)
+    assert isinstance(result, LlmCallCompleted)
+    assert is_reference(from_json(result.output))
+    assert result.usage == Usage(1000, 100)
 
 
 def test_calls_share_a_connection(provider: Provider) -> None:

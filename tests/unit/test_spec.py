@@ -1,10 +1,11 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from streams.workflow.expressions import EvaluationError, to_json
-from streams.workflow.spec import WorkflowSpec, digest, from_canonical, milliseconds
+from streams.workflow.spec import WorkflowSpec, digest, from_canonical
+from streams.workflow.times import milliseconds
 
 ECHO = {"tool": {"name": "echo"}}
 
@@ -80,7 +81,12 @@ def test_the_canonical_form_reads_back() -> None:
     [
         ({"first": ECHO, "b": {**ECHO, "needs": ["frist"]}}, "there is no step `frist`; did you mean `first`?"),
         ({"a": {**ECHO, "needs": ["b"]}, "b": ECHO}, "`b` stands further down; a step can only need earlier ones"),
-        ({"a": {**ECHO, "needs": ["a"]}}, "`a` stands further down"),
+        ({"a": {**ECHO, "needs": ["a"]}}, "steps.a.needs: a step can't need itself"),
+        ({"a": {**ECHO, "needs": ["b"]}, "b": {**ECHO, "needs": ["a"]}}, "these steps need each other: a → b → a"),
+        (
+            {"x": ECHO, "a": {**ECHO, "needs": ["x", "b"]}, "b": {**ECHO, "needs": ["c"]}, "c": {**ECHO, "needs": ["x", "a"]}},
+            "steps.a.needs: these steps need each other: a → b → c → a",
+        ),
         ({"a": ECHO, "b": {"transform": "=steps.a.output"}}, "steps.b: names steps.a but doesn't need it; add it to `needs`"),
         ({"alpha": ECHO, "b": {"transform": "=steps.alhpa.output", "needs": ["alpha"]}}, "did you mean `alpha`?"),
         ({"a": {"llm": {"prompt": "{{ steps.b.output }}"}}}, "there is no step `b`"),
@@ -160,6 +166,7 @@ def test_an_input_gets_its_defaults_and_is_checked() -> None:
         one.check_input("nonsense")
 
 
+@settings(deadline=None)
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8))
 def test_any_value_as_a_definition_is_read_or_refused(value: object) -> None:
     """Whatever stands in a definition's place is a definition or a ValidationError."""

@@ -1,0 +1,90 @@
+"""Recorded histories, decided again by today's code: every decision, byte for byte."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fastavro import parse_schema, schemaless_writer
+from typer.testing import CliRunner, Result
+
+from events import codec, ids
+from events.decisions import Decision
+from infra.cli.main import command_line
+from streams.testing import given, replay
+from streams.testing.histories import read
+
+HISTORIES = sorted((Path(__file__).parents[1] / "histories").glob("*.json"))
+
+
+def test_there_are_histories() -> None:
+    """The folder is found."""
+    assert HISTORIES
+
+
+@pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
+def test_a_history_comes_out_the_same(path: Path) -> None:
+    """What was decided once is decided so for ever: runs that are open go on, whoever takes them over."""
+    replay(path).then_the_same()
+
+
+# --- A history of older code ---
+
+OLD = Path(__file__).parents[2] / "events/schemas/history/Decision-70387487.avsc"
+
+
+def test_a_history_in_an_older_schema_is_decided_by_today_s_code(tmp_path: Path) -> None:
+    """The bytes are other ones, the chain is theirs, and the decisions are the same."""
+    path = tmp_path / "old.json"
+    flow = {"name": "w", "steps": {"a": {"tool": {"name": "echo", "arguments": {"n": "=input.n"}}}}}
+    given(flow, input={"n": 1}, tools={"echo": 2}).then_completed(2).save(path)
+    document, schema, prev = json.loads(path.read_text()), parse_schema(json.loads(OLD.read_text())), ids.FIRST_PREV
+    # An answer names its call by the hash of the decision in its old bytes.
+    for number, value in enumerate(read(path).values):
+        datum = codec._to_datum(codec.decode(value, Decision)) | {"prev": prev}
+        if number:
+            datum["input"][1]["call_id"] = ids.effect_id(prev, 0)
+        out = io.BytesIO()
+        schemaless_writer(out, schema, datum)
+        prev = ids.chain_hash(out.getvalue())
+        document["decisions"][number] = base64.b64encode(codec.FRAME.pack(0, 70387487) + out.getvalue()).decode()
+    path.write_text(json.dumps(document | {"head": prev.hex()}))
+    replay(path).then_the_same()
+
+
+# --- The command ---
+
+
+def foldflow(*arguments: str) -> Result:
+    return CliRunner().invoke(command_line(arguments), list(arguments))
+
+
+def test_the_command_says_that_all_is_the_same() -> None:
+    """A folder's histories, each with a line."""
+    result = foldflow("replay", str(HISTORIES[0].parent))
+    assert result.exit_code == 0, result.output
+    assert result.output.count("decisions come out as recorded") == len(HISTORIES)
+
+
+def test_the_command_says_where_a_run_would_go_another_way(tmp_path: Path) -> None:
+    """Exit code 1, and the first difference, for people and for programs."""
+    spec = read(HISTORIES[0]).spec
+    assert spec is not None
+    data = json.loads(spec.canonical)
+    next(step for step in data["steps"] if step["name"] == "release")["approval"]["message"] = "Out with it?"
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps(data | {"steps": {step.pop("name"): step for step in data["steps"]}}))
+    result = foldflow("replay", str(HISTORIES[0]), "--spec", str(other))
+    assert result.exit_code == 1, result.output
+    assert "comes out differently: effects[1].message: recorded is" in result.output
+    (found,) = json.loads(foldflow("replay", str(HISTORIES[0]), "--spec", str(other), "--json").output)
+    assert (found["same"], found["difference"]["field"]) == (False, "effects[1].message")
+    assert "Out with it?" in found["difference"]["problem"]
+
+
+def test_the_command_refuses_what_it_can_t_use(tmp_path: Path) -> None:
+    """Exit code 2 for a file that is no history, a folder without one, a wrong definition."""
+    (tmp_path / "x.json").write_text("no")
+    for arguments in ((str(tmp_path / "x.json"),), (str(Path(__file__).parent),), (str(HISTORIES[0]), "--spec", "no.yaml")):
+        assert foldflow("replay", *arguments).exit_code == 2, arguments
