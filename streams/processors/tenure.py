@@ -11,48 +11,32 @@ The rules are numbered as in the design's section "The ledger protocol". Safety 
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import structlog
 
 from events import codec, topics
 from events.commands import Parent, StartRun
-from events.decisions import Decision, FinishedRun, InputIgnored, TimerSet, UnreadableInput
+from events.decisions import Decision, FinishedRun, UnreadableInput
 from events.errors import NotDecodableError, UnknownSchemaError
 from events.failure import FailureKind
 from events.ids import chain_hash
 from events.ids import run_id as run_id_of
-from events.results import InboxMessage, Input, TimerFired
+from events.results import Input
 from events.snapshots import RunSnapshot
 from streams.envelope import Incoming, Outgoing, cloud_event, dead_letter, envelope, traceparent
 from streams.processors.consequences import SOURCE, Consequence, consequences
 from streams.processors.inputs import failing, readable, unreadable
-from streams.processors.shelf import Shelf
+from streams.processors.open_runs import DUE, MAX_DECISION_BYTES, Commit, OpenRuns, Place, Run, Specs
 from streams.workflow.chain import Chain, Head, Verdict
 from streams.workflow.decider import decide
 from streams.workflow.evolve import evolve
-from streams.workflow.payloads import Memory, PayloadError, PayloadMissingError, Payloads
-from streams.workflow.snapshot import keep, restore
+from streams.workflow.payloads import PayloadError, PayloadMissingError
 from streams.workflow.spec import WorkflowSpec
-from streams.workflow.state import INITIAL, RunEvent, RunState
+from streams.workflow.state import INITIAL, RunEvent
 
 log = structlog.get_logger()
-
-_MAX_DECISION_BYTES: Final = topics.MAX_VALUE_BYTES - 64 * 1024
-
-_KEEP_AT_ONCE: Final = 500
-"""How many runs go on or off the shelf in one round at most: others have their inputs waiting."""
-_LONG_HOLD: Final = 50_000
-"""How many decisions a busy run may hold the mark back before it has a snapshot."""
-_AHEAD_MS: Final = 2_000
-"""How long before its timer a run comes back into memory."""
-_NEVER: Final = 1 << 62
-DUE: Final = "foldflow_due"
-"""Header of a snapshot: when the run's next timer is due."""
-
-Specs = Callable[[str], WorkflowSpec | None]
 
 
 class SpecUnknownError(Exception):
@@ -63,71 +47,23 @@ class NewerCodeError(Exception):
     """The partition holds decisions that this code can't read: only newer code may own it. Upgrade this process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which partition this is: ids (16 bytes) of the inbox and decisions topics, and how many partitions they have."""
-
-    inbox_id: bytes
-    decisions_id: bytes
-    partition: int
-    partitions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What may be committed: the next input's offset, and where reading decisions may start (rule 8)."""
-
-    position: int
-    mark: int
-
-
 @dataclass(slots=True)
-class Run:
-    """An open run in memory."""
-
-    state: RunState
-    spec: WorkflowSpec | None
-    first: int | None  # offset of its first decision, None until that is settled
-    hold: int | None  # offset where reading must begin to see what is not in a snapshot, None until that is settled
-    touched: int = 0  # when its last input came, milliseconds since the epoch
-    kept: int | None = None  # number of the decision of which there is a snapshot
-
-
-@dataclass(slots=True)
-class Tenure:
+class Tenure(OpenRuns):
     """One partition in the hands of one owner. Make it with what was committed last (`position` and `mark`, fetched first)."""
 
-    place: Place
-    specs: Specs
-    base: Commit
-    payloads: Payloads = field(default_factory=Memory)
-    shelf: Shelf = field(default_factory=Shelf)
-    idle_ms: int = 30_000
-    runs: dict[str, Run] = field(default_factory=dict)
-    finished: dict[str, int] = field(default_factory=dict)
     ignored: int = 0
     broken: dict[str, str] = field(default_factory=dict)
 
-    position: int = field(init=False)
-    end: int = field(init=False)
     _chain: Chain = field(init=False)
     _decided: dict[int, RunEvent] = field(default_factory=dict)
     _indexed: set[str] = field(default_factory=set)
     _unindexed: list[str] = field(default_factory=list)
-    _holds: list[tuple[int, str]] = field(default_factory=list)
     _ended_ahead: dict[str, tuple[int, Parent | None]] = field(default_factory=dict)
-    _timers: list[tuple[int, str, str, str]] = field(default_factory=list)
-    _timers_bound: int = 1024
     # Since the last settlement:
     _own: list[tuple[str, int]] = field(default_factory=list)
     _before: dict[str, Head] = field(default_factory=dict)
     _closed: dict[str, Run] = field(default_factory=dict)
     _later: list[tuple[str, Outgoing]] = field(default_factory=list)  # what follows, once these decisions count, by run
-    _following: set[str] = field(default_factory=set)  # runs from which something follows that the next commit waits for
-    # Snapshots that are being written, and those that are of no use any more:
-    _keeping: list[tuple[str, int, bytes, bool]] = field(default_factory=list)
-    _obsolete: list[str] = field(default_factory=list)
-    _superseded: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.position = self.base.position
@@ -212,89 +148,6 @@ class Tenure:
         for run_id, run in self.runs.items():
             self._set_all_timers(run_id, run.state)
 
-    # --- Runs that wait for long (rule 11) ---
-
-    def _restored(self, run_id: str) -> Head | None:
-        """Return the head of a run that is on the shelf, or was, while the log is read."""
-        run = self.runs.get(run_id) or self._unshelved(run_id, self.base.mark)
-        return Head(run.state.head, run.state.seq, run.first, partial=True) if run else None
-
-    def _unshelved(self, run_id: str, hold: int) -> Run | None:
-        """Bring a run back into memory. `hold`: where reading would have to begin to see what is not in its snapshot."""
-        found = self.shelf.take(run_id)
-        if found is None:
-            return None
-        seq, value = found
-        kept = codec.decode(value, RunSnapshot)
-        if kept.decisions_topic_id != self.place.decisions_id or run_id in self.finished:
-            return None
-        run = self.runs[run_id] = Run(restore(kept), None, kept.first_offset, hold, kept=seq)
-        heapq.heappush(self._holds, (hold, run_id))
-        self._set_all_timers(run_id, run.state)
-        return run
-
-    def keep_idle(self, now: int) -> list[Outgoing]:
-        """Return the snapshots that must be acknowledged before the next commit, which then puts their runs on the shelf.
-
-        Call it when everything is settled. A run that is busy for long has a snapshot too, so that it doesn't hold the mark.
-        """
-        records = [Outgoing(topics.SNAPSHOTS, key.encode(), None, [], self.place.partition) for key in self._superseded]
-        self._superseded.clear()
-        for run_id, run in self.runs.items():
-            if run.touched == _NEVER:
-                continue
-            if run.touched + self.idle_ms > now or len(self._keeping) >= _KEEP_AT_ONCE:
-                break  # the least busy ones come first
-            records += self._kept(run_id, run, shelve=True)
-        oldest = self.runs.get(self._holds[0][1]) if self._holds else None
-        if oldest is not None and oldest.hold is not None and self.end - oldest.hold > _LONG_HOLD:
-            run_id = self._holds[0][1]
-            if all(run_id != kept for kept, *_ in self._keeping):  # it may go on the shelf just now
-                records += self._kept(run_id, oldest, shelve=False)
-        return records
-
-    def _kept(self, run_id: str, run: Run, *, shelve: bool) -> list[Outgoing]:
-        """Return a run's snapshot; none for one that has decided inputs ahead of the position, or is too large.
-
-        Nor for one from which something follows that isn't acknowledged: who took over would not look at those decisions again.
-        """
-        state = run.state
-        ahead = state.last_topic_id == self.place.inbox_id and state.last_offset >= self.position
-        if run.first is None or ahead or run_id in self._following:
-            return []
-        snapshot = keep(run_id, state, self.place.decisions_id, run.first)
-        value = codec.encode(snapshot)
-        if len(value) > _MAX_DECISION_BYTES:
-            log.warning("tenure.too_large_to_keep", run_id=run_id, bytes=len(value))
-            run.touched = _NEVER
-            return []
-        self._keeping.append((run_id, snapshot.due, value, shelve))
-        if run.kept == state.seq:  # it was brought back, and nothing happened
-            return []
-        identity = f"{run_id}/{state.seq}"
-        headers = [*cloud_event("RunSnapshot", SOURCE, identity), (DUE, str(snapshot.due).encode())]
-        return [Outgoing(topics.SNAPSHOTS, identity.encode(), value, headers, self.place.partition)]
-
-    def _shelve(self) -> None:
-        """Put the runs whose snapshots are acknowledged on the shelf, where they were meant to go there."""
-        for run_id, due, value, shelve in self._keeping:
-            run = self.runs[run_id]
-            if run.kept != run.state.seq:
-                self._supersede(run_id, run)
-                run.kept = run.state.seq
-            run.hold = self.end
-            if shelve:
-                self.shelf.put(run_id, run.state.seq, due, value)
-                del self.runs[run_id]
-            else:
-                heapq.heappush(self._holds, (run.hold, run_id))
-        self._keeping.clear()
-
-    def _supersede(self, run_id: str, run: Run) -> None:
-        """Delete a run's snapshot after the next commit: by then a later one, or the index entry, is acknowledged."""
-        if run.kept is not None:
-            self._obsolete.append(f"{run_id}/{run.kept}")
-
     # --- Inputs (rules 2, 3, 6) ---
 
     def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
@@ -373,7 +226,7 @@ class Tenure:
             log.exception("tenure.fault", run_id=run_id, offset=record.offset)
             decision = failing(decision, record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
             body = codec.body(decision)
-        if len(body) > _MAX_DECISION_BYTES:
+        if len(body) > MAX_DECISION_BYTES:
             size = len(record.value or b"")
             decision = failing(decision, record, FailureKind.TOO_LARGE, f"a decision on an input of {size:,} bytes is too large")
             body = codec.body(decision)
@@ -430,69 +283,6 @@ class Tenure:
 
     def _dead_letter(self, record: Incoming, run_id: str, reason: str, detail: str) -> Outgoing:
         return dead_letter(record, reason, detail, SOURCE, run_id=run_id)
-
-    # --- Timers: inputs that the owner writes itself ---
-
-    def _set_all_timers(self, run_id: str, state: RunState) -> None:
-        if state.limit is not None:
-            self._push_timer(state.limit[1], run_id, "", state.limit[0])
-        for path, step in state.steps.items():
-            if step.due and not step.settled:
-                self._push_timer(step.due, run_id, path, step.awaits)
-
-    def _set_timers(self, run_id: str, state: RunState, decision: Decision) -> None:
-        """Set the timers of a decision's effects; what is settled again by later ones has none."""
-        for effect in decision.effects:
-            path: str | None = getattr(effect, "step", None)
-            if path:
-                step = state.steps.get(path)
-                if step is not None and step.due and not step.settled:
-                    self._push_timer(step.due, run_id, path, step.awaits)
-            elif isinstance(effect, TimerSet) and state.limit is not None:
-                self._push_timer(state.limit[1], run_id, "", state.limit[0])
-            elif isinstance(effect, InputIgnored) and effect.reason == "early" and isinstance(decision.input, TimerFired):
-                # This clock is ahead of the broker's by so much: the timer has to wait that much longer.
-                fired = decision.input
-                step = state.steps.get(fired.step)
-                due = step.due if step else state.limit[1] if state.limit else decision.at
-                self._push_timer(due + (due - decision.at), run_id, fired.step, fired.timer_id)
-
-    def _push_timer(self, due: int, run_id: str, path: str, timer_id: str) -> None:
-        heapq.heappush(self._timers, (due, run_id, path, timer_id))
-        if len(self._timers) > self._timers_bound:  # most time limits are never reached: drop those of settled attempts
-            self._timers = [timer for timer in self._timers if self._pending(timer)]
-            heapq.heapify(self._timers)
-            self._timers_bound = max(1024, 2 * len(self._timers))
-
-    def _pending(self, timer: tuple[int, str, str, str]) -> bool:
-        _, run_id, path, timer_id = timer
-        run = self.runs.get(run_id)
-        if run is None:
-            return False
-        if not path:
-            return run.state.limit is not None and run.state.limit[0] == timer_id
-        step = run.state.steps.get(path)
-        return step is not None and step.awaits == timer_id and not step.settled
-
-    def next_timer(self) -> int | None:
-        """Return when a timer may be due next, milliseconds since the epoch."""
-        shelved = self.shelf.next_due()
-        times = [] if shelved is None else [shelved - _AHEAD_MS]
-        if self._timers:
-            times.append(self._timers[0][0])
-        return min(times, default=None)
-
-    def due(self, now: int) -> Iterator[Outgoing]:
-        """Yield the inputs of all timers that are due at `now` (milliseconds since the epoch)."""
-        for run_id in self.shelf.due(now + _AHEAD_MS + 1, _KEEP_AT_ONCE):
-            if run := self._unshelved(run_id, self.end):
-                run.touched = now
-        while self._timers and self._timers[0][0] <= now:
-            timer = heapq.heappop(self._timers)
-            if self._pending(timer):
-                due, run_id, step, timer_id = timer
-                message = InboxMessage(run_id, TimerFired(timer_id, step))
-                yield envelope(topics.INBOX, run_id, message, source=SOURCE, identity=timer_id, run_id=run_id, at_ms=due)
 
     # --- Settling a batch (rules 7, 8) ---
 
@@ -607,4 +397,4 @@ def _wanted(consequence: Consequence, run: Run | None) -> bool:
     return step is not None and step.awaits == consequence.awaited and not step.settled
 
 
-__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Tenure"]
+__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Specs", "Tenure"]

@@ -61,9 +61,14 @@ def decide(
     advance = Advance(spec.plan, state, cause, at, Memory() if payloads is None else payloads)
     _INPUTS[type(cause)](advance, cause)
     size = advance.bytes + _EFFECT_BYTES * len(advance.found)
-    if size > MAX_EFFECTS_BYTES:
-        return (RunFailed(None, too_large("what follows from this input", size)),)
-    return tuple(advance.found)
+    if size <= MAX_EFFECTS_BYTES:
+        return tuple(advance.found)
+    failure = too_large("what follows from this input", size)
+    # Instead the run ends as others do, so that no call, child or undone step stays behind, unless that is too much as well.
+    ending = Advance(spec.plan, state, cause, at, advance.payloads)
+    ending.close(RunClosing("failed", failure=failure), force=state.closing is not None)
+    fits = ending.bytes + _EFFECT_BYTES * len(ending.found) <= MAX_EFFECTS_BYTES
+    return tuple(ending.found) if fits else (RunFailed(None, failure),)
 
 
 def _start(advance: Advance, cause: StartRun) -> None:

@@ -5,11 +5,21 @@ from typing import Any
 import pytest
 
 from events import codec, topics
+from events.calls import ToolCall
 from events.commands import StartRun
-from events.decisions import DeadLetter, Decision, RunCompleted, RunFailed, UnreadableInput
+from events.decisions import (
+    CallCancelled,
+    ChildRunCancelled,
+    DeadLetter,
+    Decision,
+    RunCompleted,
+    RunFailed,
+    StepCancelled,
+    UnreadableInput,
+)
 from events.failure import FailureKind
 from events.ids import run_id
-from events.results import InboxMessage, TimerFired
+from events.results import InboxMessage, TimerFired, ToolCallCompleted
 from streams.envelope import Incoming, Outgoing
 from streams.processors.tenure import Commit, NewerCodeError, Place, Tenure
 from streams.workflow.chain import Verdict
@@ -60,6 +70,24 @@ def test_a_fault_in_deciding_fails_that_run_and_the_next_one_goes_on() -> None:
     assert letter.value == start(0, "one", "faulty").value
     assert isinstance(decided(owner.take(start(1, "two", "good"))).effects[-1], RunCompleted)
     assert owner.position == 2
+
+
+def test_a_run_whose_decision_would_be_too_large_ends_as_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a child under way, when what follows from an input is too much, then the run fails, and its child is cancelled."""
+    monkeypatch.setattr("streams.workflow.decider.MAX_EFFECTS_BYTES", 2000)
+    steps = {
+        "slow": {"run": {"workflow": "good"}},
+        "a": {"tool": {"name": "echo"}},
+        "b": {"tool": {"name": "echo", "arguments": {"text": "x" * 3000}}, "needs": ["a"]},
+    }
+    spec = WorkflowSpec.model_validate({"name": "much", "steps": steps})
+    owner = Tenure(Place(b"i" * 16, b"d" * 16, 0, 1), {"much": spec}.get, Commit(0, 0))
+    owner.begin(0)
+    begun = owner.take(start(0, "one", "much"))
+    (call,) = (codec.decode(each.value, ToolCall) for each in begun if each.topic is topics.TOOL_CALLS)
+    answer = InboxMessage(call.run_id, ToolCallCompleted(call.call_id, "a", "1", "1", 1))
+    effects = decided(owner.take(message(1, call.run_id, codec.encode(answer)))).effects
+    assert [type(effect) for effect in effects] == [ChildRunCancelled, StepCancelled, CallCancelled, StepCancelled, RunFailed]
 
 
 def test_inputs_of_nobody_are_dead_letters() -> None:

@@ -71,7 +71,7 @@ def test_runs_of_all_kinds_in_two_versions(name: str, choices: list[int]) -> Non
 def test_runs_that_wait_out_of_memory(name: str, choices: list[int]) -> None:
     """The same when runs have snapshots: who waits a little goes out of memory, who is busy for long does not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streams.processors.tenure._LONG_HOLD", 6)
+        patch.setattr("streams.processors.open_runs._LONG_HOLD", 6)
         played(replace(FAMILIES[name][0], idle_ms=2 if choices[0] % 2 else 20), choices)
 
 
