@@ -36,7 +36,7 @@ The limit that counts is the call's deadline."""
 _MAX_RETRY_AFTER_MS: Final = 86_400_000
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """The attempt failed for a reason of our own: `failure`."""
 
     def __init__(self, kind: FailureKind, message: str) -> None:
@@ -80,7 +80,7 @@ async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | 
         response = await _answer(litellm, request, model, settings)
         usage = _usage(response)
         cost = _cost(litellm, response, model, usage)
-        output, finish_reason = _output(response, request.schema)
+        output, finish_reason = usable_output(response, request.schema)
         if utf8_size(output) > INLINE_BYTES:
             output = await store.inlined(output)
         provider = "local" if model.startswith(_LOCAL) else str(litellm.get_llm_provider(model)[1])
@@ -88,7 +88,7 @@ async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | 
         return LlmCallCompleted(
             call.call_id, call.request.step, output, answered, provider, finish_reason, usage, cost, _since(started)
         )
-    except _UnusableError as error:
+    except UnusableError as error:
         failure = error.failure
     except PayloadError as error:
         failure = payloads.failure(error)
@@ -98,11 +98,11 @@ async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | 
 
 
 async def _resolved(request: LlmCallRequested, store: payloads.PayloadStore) -> LlmCallRequested:
-    """Return a request with its messages as they are, not by reference. Raises _UnusableError or PayloadError."""
+    """Return a request with its messages as they are, not by reference. Raises UnusableError or PayloadError."""
     try:
         return replace(request, messages=to_json(await store.resolve(request.messages)))
     except EvaluationError as error:
-        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
+        raise UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
 
 
 def _since(started: float) -> int:
@@ -110,11 +110,11 @@ def _since(started: float) -> int:
 
 
 async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> Any:
-    """Return LiteLLM's ModelResponse. Raises _UnusableError, or whatever LiteLLM raises."""
+    """Return LiteLLM's ModelResponse. Raises UnusableError, or whatever LiteLLM raises."""
     arguments = _arguments(litellm, request, model, settings)
     remaining = request.deadline / 1000 - time.time()
     if remaining <= 0:
-        raise _UnusableError(FailureKind.TIMEOUT, f"the time for it was over {-remaining:.1f} s before the model was asked")
+        raise UnusableError(FailureKind.TIMEOUT, f"the time for it was over {-remaining:.1f} s before the model was asked")
     limit = asyncio.timeout(remaining)
     try:
         async with limit:
@@ -125,7 +125,7 @@ async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings:
                 return await litellm.acompletion(**arguments, drop_params=True)
     except Exception as error:
         if limit.expired():  # whatever LiteLLM made of the cancellation
-            raise _UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s") from error
+            raise UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s") from error
         raise
 
 
@@ -137,11 +137,11 @@ def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Se
         if request.schema is not None:
             _validator(request.schema)
     except (EvaluationError, jsonschema.SchemaError) as error:
-        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
+        raise UnusableError(FailureKind.INVALID_ARGUMENTS, f"not to be asked: {str(error)[:300]}") from error
     if not isinstance(messages, list) or not isinstance(parameters, dict):
-        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, "messages must be a list and parameters an object")
+        raise UnusableError(FailureKind.INVALID_ARGUMENTS, "messages must be a list and parameters an object")
     if unknown := sorted(parameters.keys() - _PARAMETERS):
-        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"this worker knows no parameter {', '.join(unknown)}")
+        raise UnusableError(FailureKind.INVALID_ARGUMENTS, f"this worker knows no parameter {', '.join(unknown)}")
     where: dict[str, Any] = {"model": model}
     if model.startswith(_LOCAL):
         base = f"{settings.local_model_url.rstrip('/')}/v1"
@@ -178,22 +178,22 @@ def _fits_strict_mode(schema: Json) -> bool:
     return (is_closed or "object" not in schema["type"]) and all(_fits_strict_mode(part) for part in parts)
 
 
-def _output(response: Any, schema: str | None) -> tuple[str, str]:
-    """Return the answer as canonical JSON, and why the model stopped. Raises _UnusableError."""
+def usable_output(response: Any, schema: str | None) -> tuple[str, str]:
+    """Return the answer as canonical JSON, and why the model stopped. Raises UnusableError."""
     if not getattr(response, "choices", None):
-        raise _UnusableError(FailureKind.INVALID_OUTPUT, "the provider's answer holds no choice")
+        raise UnusableError(FailureKind.INVALID_OUTPUT, "the provider's answer holds no choice")
     choice = response.choices[0]
     finish_reason = clean_text(choice.finish_reason or "unknown")
     refusal = getattr(choice.message, "refusal", None)
     if refusal or finish_reason == "content_filter":
-        raise _UnusableError(FailureKind.REJECTED, f"the model refused: {refusal or 'its content filter stepped in'}")
+        raise UnusableError(FailureKind.REJECTED, f"the model refused: {refusal or 'its content filter stepped in'}")
     text = choice.message.content
     if not isinstance(text, str):
-        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the model gave no text; it stopped because of `{finish_reason}`")
+        raise UnusableError(FailureKind.INVALID_OUTPUT, f"the model gave no text; it stopped because of `{finish_reason}`")
     if schema is None:
         output = to_json(text)
     elif finish_reason == "length":
-        raise _UnusableError(FailureKind.INVALID_OUTPUT, "the answer reached its longest length (max_tokens) and is cut off")
+        raise UnusableError(FailureKind.INVALID_OUTPUT, "the answer reached its longest length (max_tokens) and is cut off")
     else:
         output = _fitting(text, schema)
     return output, finish_reason
@@ -204,19 +204,19 @@ _FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
 def _fitting(text: str, schema: str) -> str:
-    """Return the answer parsed, checked against the schema and in canonical form. Raises _UnusableError."""
+    """Return the answer parsed, checked against the schema and in canonical form. Raises UnusableError."""
     fenced = _FENCED.fullmatch(text)
     try:
         value = from_json(fenced[1] if fenced else text)
         error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(value))
         canonical = to_json(value)
     except (EvaluationError, RecursionError) as error_in_answer:
-        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the answer is {error_in_answer}") from error_in_answer
+        raise UnusableError(FailureKind.INVALID_OUTPUT, f"the answer is {error_in_answer}") from error_in_answer
     except referencing.exceptions.Unresolvable as error_in_schema:
-        raise _UnusableError(FailureKind.INVALID_ARGUMENTS, f"the schema refers to {error_in_schema}") from error_in_schema
+        raise UnusableError(FailureKind.INVALID_ARGUMENTS, f"the schema refers to {error_in_schema}") from error_in_schema
     if error is not None:
         where = ".".join(["answer", *map(str, error.absolute_path)])
-        raise _UnusableError(FailureKind.INVALID_OUTPUT, f"the answer doesn't fit its schema: {where}: {error.message[:300]}")
+        raise UnusableError(FailureKind.INVALID_OUTPUT, f"the answer doesn't fit its schema: {where}: {error.message[:300]}")
     return canonical
 
 

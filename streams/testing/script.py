@@ -18,7 +18,7 @@ from events.calls import LlmCall, ToolCall
 from events.commands import WorkflowRequest
 from events.failure import Failure, FailureKind
 from events.results import LlmCallCompleted, LlmCallFailed, ToolCallCompleted, ToolCallFailed, Usage
-from streams.processors.llm_call import _output, _UnusableError
+from streams.processors.llm_call import UnusableError, usable_output
 from streams.testing.matching import short
 from streams.testing.timeline import short_text
 from streams.workflow.definition import load
@@ -174,8 +174,8 @@ class Script:
             said = given if isinstance(given, str) else self._text(given, pattern)
             choice = SimpleNamespace(message=SimpleNamespace(content=said), finish_reason=found.finish_reason)
             try:
-                outcome = inlined(_output(SimpleNamespace(choices=[choice]), request.schema)[0], self.payloads)
-            except _UnusableError as error:
+                outcome = inlined(usable_output(SimpleNamespace(choices=[choice]), request.schema)[0], self.payloads)
+            except UnusableError as error:
                 outcome = error.failure
         if isinstance(outcome, Failure):
             spent = (model, found.usage, found.cost_usd, found.after_ms)

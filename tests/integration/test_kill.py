@@ -72,7 +72,8 @@ class Processes:
         self.folder = folder
         tools = folder / "kill_tools.py"
         tools.write_text(TOOLS)
-        values = settings.model_copy(update={"tool_paths": (tools,)}).model_dump(mode="json", exclude={"ready_file"})
+        own = settings.model_copy(update={"tool_paths": (tools,)})
+        values = own.model_dump(mode="json", exclude_none=True, exclude={"ready_file"})
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("FOLDFLOW_")}
         self.environment |= {
             f"FOLDFLOW_{name.upper()}": each if isinstance(each, str) else json.dumps(each) for name, each in values.items()
