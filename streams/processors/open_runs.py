@@ -30,7 +30,9 @@ log = structlog.get_logger()
 
 MAX_DECISION_BYTES: Final = topics.MAX_VALUE_BYTES - 64 * 1024
 _KEEP_AT_ONCE: Final = 500
-"""How many runs go on or off the shelf in one round at most: others have their inputs waiting."""
+_KEEP_PART: Final = 8
+"""How many runs go on or off the shelf in one round at most: others have their inputs waiting. But of many that are in memory an
+eighth, so that a flood of runs that wait doesn't fill it."""
 _LONG_HOLD: Final = 50_000
 """How many decisions a busy run may hold the mark back before it has a snapshot."""
 _AHEAD_MS: Final = 2_000
@@ -124,10 +126,11 @@ class OpenRuns:
         """
         records = [Outgoing(topics.SNAPSHOTS, key.encode(), None, [], self.place.partition) for key in self._superseded]
         self._superseded.clear()
+        most = max(_KEEP_AT_ONCE, len(self.runs) // _KEEP_PART)
         for run_id, run in self.runs.items():
             if run.touched == _NEVER:
                 continue
-            if run.touched + self.idle_ms > now or len(self._keeping) >= _KEEP_AT_ONCE:
+            if run.touched + self.idle_ms > now or len(self._keeping) >= most:
                 break  # the least busy ones come first
             records += self._kept(run_id, run, shelve=True)
         oldest = self.runs.get(self._holds[0][1]) if self._holds else None

@@ -1,11 +1,14 @@
-"""Measure runs that wait: memory, takeover and finishing of many waiting runs, and the precision of many timers.
+"""Measure runs that last: memory, takeover and finishing of many waiting runs, the precision of many timers, a very long run.
 
     python tests/bench/waiting.py signals [--runs 100000] [--idle 5]       one JSON line
     python tests/bench/waiting.py timers [--runs 1000000] [--soon 20000]   one JSON line
+    python tests/bench/waiting.py loop [--steps 100000]                    one JSON line
+    python tests/bench/waiting.py map [--steps 100000]                     one JSON line
 
 `signals`: runs wait for a signal; the orchestrator is killed and takes over; then all are signalled and finish. `--idle 100000`
 keeps them in memory: nothing is snapshotted. `timers`: runs sleep, some of them only so long that they wake while all the others
-still sleep, and the orchestrator is killed meanwhile. Kafka and the orchestrator are real; inputs go straight to the inbox.
+still sleep, and the orchestrator is killed meanwhile. `loop`, `map`: one run calls a tool so often, one after another or 100 at a
+time; what a step costs at the beginning and at the end. Kafka and the orchestrator are real; inputs go straight to the inbox.
 """
 
 import argparse
@@ -43,6 +46,7 @@ SIGNALS = WorkflowSpec.model_validate(
     {"name": "bench-waits", "steps": {"order": {"transform": {"id": "=input.i"}}, "paid": {"wait_for": {"signal": "paid"}}}}
 )
 TIMERS = WorkflowSpec.model_validate({"name": "bench-sleeps", "steps": {"nap": {"sleep_until": "=input.until"}}})
+CALL = {"tool": {"name": "echo", "arguments": {"value": "=index"}}}
 FAR_MS = 86_400_000
 
 
@@ -233,6 +237,39 @@ def timers(runs: int, soon: int, spread_s: float) -> dict[str, Any]:
         return found
 
 
+def long(kind: str, steps: int) -> dict[str, Any]:
+    """Measure one run of so many calls."""
+    many = {"repeat": {"until": f"index == {steps - 1}", "at_most": steps}}
+    if kind == "map":
+        many = {"for_each": {"items": "=input.items", "concurrency": 100}}
+    spec = WorkflowSpec.model_validate({"name": f"bench-{kind}", "steps": {"a": many | CALL}, "output": "=size(steps.a.status)"})
+    with cluster(30) as (settings, orchestrator):
+        registry.publish(settings, [spec])
+        log = Path(orchestrator.folder) / "tool.log"
+        with log.open("wb") as out:
+            command = [sys.executable, "-m", "infra.cli.main", "worker", "tool"]
+            worker = subprocess.Popen(command, env=orchestrator.environment, stdout=out, stderr=out)
+        try:
+            decisions = Log(settings, topics.DECISIONS)
+            before = orchestrator.memory_mb()
+            run, given = run_id("bench-long"), json.dumps({"items": list(range(steps))} if kind == "map" else {})
+            send(settings, iter([(run, StartRun("bench-long", spec.name, spec.digest, given))]))
+            decisions.wait(steps // 10, 600)
+            early = orchestrator.memory_mb()
+            Log(settings, topics.FINISHED).wait(1, 3600)
+            late = orchestrator.memory_mb()
+        finally:
+            worker.kill()
+            worker.wait()
+        times = [decision.at for decision, _ in decisions.decisions([0] * decisions.partitions) if decision.run_id == run]
+        tenth = len(times) // 10
+        first = (times[2 * tenth] - times[tenth]) / tenth  # the first tenth is warming up
+        last = (times[-1 - tenth // 10] - times[-1 - tenth - tenth // 10]) / tenth
+        found = {"kind": kind, "steps": steps, "decisions": len(times), "took_s": round((times[-1] - times[0]) / 1000, 1)}
+        found |= {"ms_a_step_early": round(first, 3), "ms_a_step_late": round(last, 3), "ratio": round(last / first, 3)}
+        return found | {"memory_before_mb": before, "memory_at_a_tenth_mb": early, "memory_at_the_end_mb": late}
+
+
 def main() -> None:
     """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,8 +281,12 @@ def main() -> None:
     sleeps.add_argument("--runs", type=int, default=1_000_000)
     sleeps.add_argument("--soon", type=int, default=20_000)
     sleeps.add_argument("--spread", type=float, default=100)
+    for kind in ("loop", "map"):
+        kinds.add_parser(kind).add_argument("--steps", type=int, default=100_000)
     options = parser.parse_args()
-    if options.kind == "signals":
+    if options.kind in ("loop", "map"):
+        print(json.dumps(long(options.kind, options.steps)))
+    elif options.kind == "signals":
         print(json.dumps(signals(options.runs, options.idle)))
     else:
         print(json.dumps(timers(options.runs, options.soon, options.spread)))
