@@ -27,7 +27,6 @@ class FailureKind(StrEnum):
     NOT_APPROVED = "not_approved"
     CHILD_FAILED = "child_failed"
     LOOP_BOUND = "loop_bound"
-    TOO_MANY_FAILURES = "too_many_failures"
     INTERNAL = "internal"
 
 

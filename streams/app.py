@@ -53,6 +53,7 @@ def build(role: str, settings: Settings) -> faust.App:
         f"{settings.topic_prefix}{role}",
         broker=[f"kafka://{address}" for address in settings.bootstrap_servers.split(",")],
         store="memory://",
+        datadir=settings.data_dir / "faust",  # it makes an empty folder, whatever is kept there
         autodiscover=False,
         web_enabled=False,
         topic_allow_declare=False,

@@ -44,6 +44,7 @@ class Specs(Protocol):
     def get(self, version: str) -> WorkflowSpec | None: ...  # noqa: D102
     def newest(self, workflow: str) -> WorkflowSpec | None: ...  # noqa: D102
     def names(self) -> list[str]: ...  # noqa: D102
+    def refresh(self) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ class Intake:
         )
 
     def _spec(self, request: WorkflowRequest) -> WorkflowSpec:
+        if (self.specs.get(request.digest) if request.digest else self.specs.newest(request.workflow)) is None:
+            self.specs.refresh()  # it may have been registered a moment ago
         if request.digest:
             spec = self.specs.get(request.digest)
             if spec is None or spec.name != request.workflow:

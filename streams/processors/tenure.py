@@ -77,6 +77,8 @@ class Tenure(OpenRuns):
         if entry.decisions_topic_id == self.place.decisions_id:
             self.finished[run_id] = entry.first_offset
             self._indexed.add(run_id)
+            if found := self.shelf.take(run_id):  # its deletion was lost with its last owner
+                self._superseded.append(f"{run_id}/{found[0]}")
 
     def snapshot_read(self, key: bytes | None, value: bytes | None, headers: Mapping[str, bytes | None]) -> None:
         """Take a record of the snapshots partition; call it before `index_read`: a snapshot goes when its run is indexed.
@@ -289,7 +291,7 @@ class Tenure(OpenRuns):
     @property
     def unfinished(self) -> bool:
         """Whether there is something to settle or to commit, or runs that should go out of memory."""
-        return self.position != self.base.position or bool(self._own) or bool(self.runs)
+        return self.position != self.base.position or bool(self._own) or bool(self.runs) or bool(self._superseded)
 
     @property
     def unsettled(self) -> int:

@@ -54,6 +54,9 @@ class Versions:
         """Return the names of all workflows."""
         return [spec.name for spec in self.specs]
 
+    def refresh(self) -> None:
+        """All are known."""
+
 
 def opened(setup: Setup) -> tuple[World, list[Owner]]:
     """Return an empty partition and the processes that may own it."""

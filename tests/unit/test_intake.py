@@ -61,6 +61,9 @@ class OneWorkflow:
         """Return all names."""
         return [SPEC.name]
 
+    def refresh(self) -> None:
+        """Look for new versions."""
+
 
 def incoming(value: bytes | None) -> Incoming:
     return Incoming("foldflow.requests", 3, 42, 1_000, b"any", value, {"h": b"x"})
@@ -257,3 +260,22 @@ KEYS = [
 def test_no_json_object_stops_intake(request: dict[str, Any]) -> None:
     """Whatever stands in the known keys, the answer is an event."""
     assert isinstance(judge(json.dumps(request).encode()), StartRun | Command | DeadLetter)
+
+
+def test_a_version_that_was_registered_a_moment_ago_is_found() -> None:
+    """Before a request is refused, intake looks whether its workflow has come meanwhile."""
+
+    class Late(OneWorkflow):
+        fresh = False
+
+        def newest(self, workflow: str) -> WorkflowSpec | None:
+            """Return the newest version, once somebody has looked."""
+            return super().newest(workflow) if self.fresh else None
+
+        def refresh(self) -> None:
+            """Look."""
+            self.fresh = True
+
+    value = json.dumps({"workflow": "greet", "input": {"who": "Ada"}}).encode()
+    (found,) = Intake(Late(), TOPIC_ID).check(incoming(value))
+    assert found.topic is topics.INBOX

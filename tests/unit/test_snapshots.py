@@ -9,10 +9,11 @@ import psutil
 import pytest
 
 from events import codec
-from events.decisions import Decision
+from events.decisions import Decision, FinishedRun
 from events.ids import chain_hash
 from events.snapshots import RunSnapshot
 from streams.processors.shelf import Shelf
+from streams.processors.tenure import Commit, Place, Tenure
 from streams.testing import Run, given
 from streams.workflow.decider import decide
 from streams.workflow.definition import parse
@@ -161,3 +162,17 @@ def test_a_large_shelf_takes_little_memory(shelf: Shelf) -> None:
     grown = psutil.Process().memory_info().rss - before
     assert shelf.take("run-77777") == (1, bytes(1000))
     assert grown < 40_000_000, f"{grown:,} bytes"
+
+
+def test_a_new_owner_deletes_the_snapshot_of_a_finished_run() -> None:
+    """Who finished it may have ended before deleting it; then the next owner does."""
+    base = Commit(0, 0)
+    tenure = Tenure(Place(b"i" * 16, TOPIC, 0, 1), lambda _: None, base)
+    state = next(state for run in rich() for state, _ in states(run) if not state.over)
+    tenure.snapshot_read(b"r/7", codec.encode(keep("r", state, TOPIC, 3)), {})
+    tenure.index_read("r", FinishedRun(TOPIC, 3))
+    tenure.begin(0)
+    assert tenure.unfinished
+    assert (len(tenure.shelf), tenure.index_entries()) == (0, [])
+    assert [(record.key, record.value) for record in tenure.keep_idle(0)] == [(b"r/7", None)]
+    assert not tenure.unfinished
