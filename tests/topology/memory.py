@@ -184,7 +184,10 @@ class World:
         times = self.answers[call.call_id] = self.answers.get(call.call_id, 0) + 1
         step = call.request.step
         result: Input
-        if isinstance(call, LlmCall):
+        if isinstance(call, LlmCall) and call.request.attempt == 1 and call.call_id[0] in "0123":
+            failure = Failure(FailureKind.UNAVAILABLE, f"try {times}")
+            result = LlmCallFailed(call.call_id, step, failure, "m", None, None, times)
+        elif isinstance(call, LlmCall):
             text = to_json(f"answer {times}")
             result = LlmCallCompleted(call.call_id, step, text, "m", "p", "stop", Usage(1, 1), None, times)
         elif call.request.tool == "flaky" and call.request.attempt == 1:

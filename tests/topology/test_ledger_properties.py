@@ -1,6 +1,8 @@
 """The ledger protocol under any interleaving that Kafka allows: `memory.Watch` says what must hold, `moves` what may happen."""
 
 import os
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from memory import World
 from scenarios import FAMILIES, HISTORIES, ONE, START, TWO
 from schedules import Setup, follow, play
 
+from events.catalog import EFFECTS, INPUTS
 from streams.workflow.chain import Verdict
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -90,3 +93,18 @@ def test_an_overtaken_owner_takes_over_again() -> None:
     both = ("ask single", *START, *(label.replace("A", "B", 1) for label in START), "A takes", "B takes")
     world = follow(setup, (*both, "A's decision", "B's decision", "B's record", "B settles", "B reads the snapshots"))
     assert Verdict.OVERTAKEN in world.watch.verdicts
+
+
+def test_the_search_meets_every_input_and_every_effect() -> None:
+    """In seeded schedules of all families decisions with each type of the catalogue are accepted."""
+    seen: Counter[str] = Counter()
+    chance = random.Random(7)  # noqa: S311 - reproducible, no secret
+    for _ in range(40):
+        for setup in (ONE, *(family[0] for family in FAMILIES.values())):
+            choices = [chance.randrange(1 << 16) for _ in range(chance.choice([40, 150]))]
+            for events in play(setup, choices).watch.accepted.values():
+                seen.update(type(event.decision.input).__name__ for event in events)
+                seen.update(type(effect).__name__ for event in events for effect in event.decision.effects)
+    missing = {kind.__name__ for kind in (*INPUTS, *EFFECTS)} - seen.keys()
+    print(f"\naccepted: {dict(sorted(seen.items()))}")  # noqa: T201 - shown with -s
+    assert missing == set()
