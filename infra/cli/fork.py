@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from infra.cli.naming import is_beginning, is_id, whole_id
 from infra.cli.requests import UNREACHABLE, json_text, seconds, send
 from infra.cli.terminal import fail, pairs, quiet, say
 from streams.settings import Settings
@@ -66,16 +65,14 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
     prompts = {step: _text(value) for step, value in pairs(prompt or [], "--prompt").items()}
     models = pairs(model or [], "--model")
 
-    from events import ids  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
-    from streams import kafka  # noqa: PLC0415
+    from streams import kafka  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
     from streams.registry import publish  # noqa: PLC0415
     from streams.workflow import fork as core  # noqa: PLC0415
     from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
 
     settings = quiet(Settings())
     try:
-        run_id = run if is_id(run) else (whole_id(run) if is_beginning(run) else None) or ids.run_id(run)
-        state, before = _state(settings, run_id, at)
+        run_id, state, before = _state(settings, run, at)
         version = load(spec) if spec else before
         if prompts or models:
             version = core.with_changes(version, prompts, models)
@@ -104,36 +101,27 @@ def _text(value: str) -> str:
     return Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
 
 
-def _state(settings: Settings, run_id: str, at: int) -> "tuple[RunState, WorkflowSpec]":
-    """Return a run as one of its decisions left it, and its version. Ends the command if there is no such run or decision."""
-    from events import topics  # noqa: PLC0415
-    from infra.cli.history import History  # noqa: PLC0415
+def _state(settings: Settings, run: str, at: int) -> "tuple[str, RunState, WorkflowSpec]":
+    """Return a run's id, its state after one of its decisions, and its version. Ends the command if there is none such."""
+    from events import codec  # noqa: PLC0415
+    from events.decisions import Decision  # noqa: PLC0415
+    from events.ids import chain_hash  # noqa: PLC0415
+    from infra.cli.histories import recorded  # noqa: PLC0415
     from streams import kafka  # noqa: PLC0415
-    from streams.registry import SpecRegistry  # noqa: PLC0415
+    from streams.workflow.evolve import evolve  # noqa: PLC0415
+    from streams.workflow.state import INITIAL, RunEvent  # noqa: PLC0415
 
-    cluster = kafka.connect(settings, timeout_s=_CONNECT_S)
-    partition = topics.partition_for(run_id.encode(), cluster.partitions[topics.DECISIONS.name])
-    history, source = History(run_id), kafka.reader(settings)
-    try:
-        for message in kafka.read_partition(source, kafka.name(settings, topics.DECISIONS), partition, 0):
-            if history.take(message.offset() or 0, message.value()) and history.state.seq == at:
-                break
-    finally:
-        source.close()
-    state = history.state
-    if state.seq == 0:
-        fail(f"There is no run {run_id}. `foldflow runs` lists them.", NOTHING)
+    found = recorded(settings, kafka.connect(settings, timeout_s=_CONNECT_S), run)
+    state = INITIAL
+    for value in found.values:
+        state = evolve(state, RunEvent(codec.decode(value, Decision), chain_hash(codec.unframed(value))))
+        if state.seq == at:
+            break
     if at and state.seq != at:
-        fail(f"Run {run_id} has {state.seq} decisions; there is no number {at}.", NOTHING)
-    registry = SpecRegistry(settings)
-    try:
-        registry.refresh()
-        spec = registry.get(state.digest)
-    finally:
-        registry.close()
-    if spec is None:
-        fail(f"Nobody has registered version {state.digest[:12]} of {state.workflow}; give one with --spec.", NOTHING)
-    return state, spec
+        fail(f"Run {found.run_id} has {state.seq} decisions; there is no number {at}.", NOTHING)
+    if found.spec is None:
+        fail(f"Nobody has registered version {state.digest[:12]} of {state.workflow}.", NOTHING)
+    return found.run_id, state, found.spec
 
 
 def _changed(before: "WorkflowSpec", after: "WorkflowSpec") -> set[str]:

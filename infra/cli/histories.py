@@ -45,13 +45,13 @@ def history(
     settings = quiet(Settings())
     try:
         cluster = kafka.connect(settings, timeout_s=_CONNECT_S)
-        recorded = _recorded(settings, cluster, run)
-        text = text_of(recorded, payloads.PayloadStore(settings))
+        found = recorded(settings, cluster, run)
+        text = text_of(found, payloads.PayloadStore(settings))
     except (kafka.KafkaUnreachableError, kafka.TopicMismatchError) as error:
         fail(str(error), UNREACHABLE)
     except PayloadError as error:
         fail(str(error), DIFFERENT if isinstance(error, PayloadMissingError) else UNREACHABLE)
-    if recorded.spec is None:
+    if found.spec is None:
         say("Its workflow's version is not registered here: the history can be read, but hardly be decided again.")
     if output is None:
         print(text, end="")
@@ -60,7 +60,7 @@ def history(
         output.write_text(text, "utf-8")
     except OSError as error:
         fail(f"{output}: can't be written: {error.strerror}", UNUSABLE)
-    say(f"{output}: {len(recorded.values)} decisions of run {recorded.run_id}. It holds all the run's data.")
+    say(f"{output}: {len(found.values)} decisions of run {found.run_id}. It holds all the run's data.")
 
 
 def replay(
@@ -126,7 +126,7 @@ def _definition(path: Path) -> "WorkflowSpec":
         return fail(str(error), UNUSABLE)
 
 
-def _recorded(settings: Settings, cluster: "Cluster", run: str) -> "Recorded":
+def recorded(settings: Settings, cluster: "Cluster", run: str) -> "Recorded":
     """Return a run as the ledger has it; ends with an exit code if there is none, or it is broken."""
     from events.ids import run_id  # noqa: PLC0415
 
