@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from streams.workflow.state import owner_path
+from streams.workflow.state import owner_path, undone
 
 MOST: Final = 3
 """How many items or iterations of a step are shown."""
@@ -66,7 +66,7 @@ def lines(items: Iterable[Item]) -> Iterator[Line]:
     roots: list[_Node] = []
     for item in items:
         _node(item.path, nodes, roots).item = item
-    for root in sorted(roots, key=lambda node: (node.path == "finally", node.path.startswith("undo("))):
+    for root in sorted(roots, key=lambda node: (node.path == "finally", undone(node.path) is not None)):
         yield Line("", root.name + summary(root.item), root.item)
         yield from _below(root, "")
 

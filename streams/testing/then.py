@@ -29,7 +29,7 @@ from streams.testing.timeline import call_arguments, listed, short_text, timelin
 from streams.testing.world import MemoryRun, World
 from streams.workflow.expressions import Json
 from streams.workflow.payloads import resolve
-from streams.workflow.state import RunState, RunStatus, StepState, StepStatus, copied_results
+from streams.workflow.state import RunState, RunStatus, StepState, StepStatus, copied_results, undone
 from streams.workflow.times import instant, milliseconds
 
 __tracebackhide__ = True  # pytest shows the test's line, not these
@@ -132,8 +132,8 @@ class Then:
 
     def then_undone(self, steps: Sequence[str]) -> Self:
         """Check which steps were undone, in this order; `[]`: none was."""
-        undone = (each.step for each in self._all() if isinstance(each, StepCompleted))
-        done = [step[5:-1] for step in undone if step.startswith("undo(")]
+        completed = (each.step for each in self._all() if isinstance(each, StepCompleted))
+        done = [step for each in completed if (step := undone(each)) is not None]
         if done != list(steps):
             failed = f"; undoing {', '.join(self.state.not_undone)} failed" if self.state.not_undone else ""
             self._fail(f"undone was {', '.join(done) or 'nothing'}, not {', '.join(steps) or 'nothing'}{failed}")

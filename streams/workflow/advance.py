@@ -7,7 +7,6 @@ for.
 
 import hashlib
 import heapq
-import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -41,12 +40,12 @@ from streams.workflow.payloads import PayloadTooDeepError, PayloadTooLargeError,
 from streams.workflow.plan import FINALLY, Frame, Place, StepPlan
 from streams.workflow.scopes import listed
 from streams.workflow.spec import Step
-from streams.workflow.state import StepState, StepStatus, children
+from streams.workflow.state import StepState, StepStatus, children, undo_path, undone, unnumbered
 
 LONGEST_WAIT_MS: Final = 30 * 24 * 60 * 60 * 1000
 """Longest wait that a failure may ask for."""
-TOO_LARGE: Final = (PayloadTooLargeError, PayloadTooDeepError)
-_INDEX: Final = re.compile(r"\[\d+\]")
+UNCOMPUTABLE: Final = (EvaluationError, PayloadTooLargeError, PayloadTooDeepError)
+"""What is wrong with a definition and its values. A payload that can't be had yet is not."""
 
 
 class Advance(Making):
@@ -88,7 +87,7 @@ class Advance(Making):
     def after(self, place: Place | None) -> None:
         """Go on with what waits for a step that has settled, then with what it is part of, as far as that settles too."""
         while place is not None and not self.state.over:
-            if place.path.startswith("undo(") or place.plan is self.plan.final:
+            if undone(place.path) is not None or place.plan is self.plan.final:
                 self.close_on()
                 return
             owner = place.owner()
@@ -131,10 +130,8 @@ class Advance(Making):
         """Do something; what expressions can't compute is the step's failure. A payload that can't be had yet is nobody's."""
         try:
             do()
-        except EvaluationError as error:
-            self.fail(place, Failure(FailureKind.EXPRESSION, str(error)))
-        except TOO_LARGE as error:
-            self.fail(place, Failure(FailureKind.TOO_LARGE, str(error)))
+        except UNCOMPUTABLE as error:
+            self.fail(place, _uncomputable(error))
 
     def hold(self, place: Place) -> str:
         """Return why a step must not start now, "" if it may."""
@@ -178,10 +175,9 @@ class Advance(Making):
         try:
             seen = Place(place.path, undo, place.around, place.index)
             arguments = self.evaluate(seen, undo.value, output=resolve(value, self.payloads))
-        except (EvaluationError, *TOO_LARGE) as error:
-            kind = FailureKind.EXPRESSION if isinstance(error, EvaluationError) else FailureKind.TOO_LARGE
-            failure = Failure(kind, f"done, but how to undo it could not be computed: {error}")
-            self.add(StepFailed(f"undo({place.path})", failure, tolerated=True))
+        except UNCOMPUTABLE as error:
+            failure = _uncomputable(error, "done, but how to undo it could not be computed: ")
+            self.add(StepFailed(undo_path(place.path), failure, tolerated=True))
             self.fail(place, failure)
             return
         self.add(effect)
@@ -378,17 +374,15 @@ class Advance(Making):
         """End the run with its output, after the clean-up steps."""
         try:
             output = self.evaluate(Place("", self.plan.root.result), self.plan.output)
-        except EvaluationError as error:
-            self.close(RunClosing("failed", failure=Failure(FailureKind.EXPRESSION, f"output: {error}")))
-        except TOO_LARGE as error:
-            self.close(RunClosing("failed", failure=Failure(FailureKind.TOO_LARGE, f"output: {error}")))
+        except UNCOMPUTABLE as error:
+            self.close(RunClosing("failed", failure=_uncomputable(error, "output: ")))
         else:
             self.close(RunClosing("completed", output))
 
     def close(self, closing: RunClosing, *, force: bool = False) -> None:
         """End the run: cancel what is under way, undo what was done, clean up."""
         why = "the run was cancelled" if closing.outcome == "cancelled" else "the run failed"
-        undoing = [path for path in self.before.steps if path.startswith("undo(")] if self.before.closing is not None else ()
+        undoing = sorted(filter(undone, self.before.steps)) if self.before.closing is not None else ()
         for path in (*self.plan.root.order, *undoing, FINALLY):
             self.cancel(path, why)
         undo = self.state.undo is not None and closing.outcome != "completed"
@@ -403,7 +397,7 @@ class Advance(Making):
         closing = self.state.closing
         assert closing is not None
         while self.state.undo is not None and closing.outcome != "completed":
-            place = self.plan.place(f"undo({self.state.undo[0].step})")
+            place = self.plan.place(undo_path(self.state.undo[0].step))
             assert place is not None
             self.attempt(place, 1)
             if not self.settled(place.path):
@@ -434,9 +428,10 @@ class Advance(Making):
             self.add(RunCompleted(closing.output or "null"))
 
 
-def unnumbered(path: str) -> str:
-    """Return a path without the numbers of items and iterations."""
-    return _INDEX.sub("", path)
+def _uncomputable(error: Exception, where: str = "") -> Failure:
+    """Return the failure of what could not be computed."""
+    kind = FailureKind.EXPRESSION if isinstance(error, EvaluationError) else FailureKind.TOO_LARGE
+    return Failure(kind, f"{where}{error}")
 
 
 def _backoff(plan: StepPlan, before: StepState) -> int:
@@ -447,4 +442,4 @@ def _backoff(plan: StepPlan, before: StepState) -> int:
     return round(wait * (0.5 + jitter / 2))
 
 
-__all__ = ["LONGEST_WAIT_MS", "Advance", "unnumbered"]
+__all__ = ["LONGEST_WAIT_MS", "Advance"]

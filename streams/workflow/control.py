@@ -30,12 +30,12 @@ from events.decisions import (
     SignalTaken,
 )
 from events.failure import Failure, FailureKind
-from streams.workflow.advance import Advance, unnumbered
+from streams.workflow.advance import Advance
 from streams.workflow.expressions import to_json
 from streams.workflow.making import unusable
 from streams.workflow.plan import Place
 from streams.workflow.spec import Step
-from streams.workflow.state import StepState, StepStatus
+from streams.workflow.state import StepState, StepStatus, unnumbered
 
 MOST_SIGNALS: Final = 1000
 MOST_SIGNALS_BYTES: Final = 4 * 1024 * 1024

@@ -58,6 +58,7 @@ from streams.workflow.state import (
     children,
     copied_results,
     owner_path,
+    undone,
 )
 
 _NONE_HELD: Final[Map[str, None]] = Map()
@@ -222,7 +223,7 @@ class Draft:
         past, began, shared = (
             ((*before.past[1 - MOST_PAST :], before.awaits), before.began, before.shared) if before else ((), 0, None)
         )
-        if number == 1 and path.startswith("undo(") and self.undo is not None:
+        if number == 1 and undone(path) is not None and self.undo is not None:
             planned, self.undo = self.undo
             shared = planned.arguments
         self._put(
@@ -273,8 +274,8 @@ class Draft:
             self._put(path, step)
             if before.settled:
                 return
-        if path.startswith("undo(") and status is not StepStatus.COMPLETED:
-            self.not_undone = (*self.not_undone, path[5:-1])
+        if status is not StepStatus.COMPLETED and (step_left := undone(path)) is not None:
+            self.not_undone = (*self.not_undone, step_left)
         owner = owner_path(path)
         if owner is None:
             self.settled += path[-1] != ")"  # what undoes a step is no step of the workflow

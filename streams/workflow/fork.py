@@ -7,7 +7,7 @@ from events.commands import Origin, WorkflowRequest
 from streams.workflow.expressions import DefinitionError, from_json, to_json
 from streams.workflow.plan import FINALLY, Frame, Place, Plan
 from streams.workflow.spec import Step, WorkflowSpec
-from streams.workflow.state import RunState, StepState, StepStatus
+from streams.workflow.state import RunState, StepState, StepStatus, undone
 
 _KEPT = (StepStatus.COMPLETED, StepStatus.SKIPPED, StepStatus.FAILED)
 
@@ -47,7 +47,7 @@ def fork(
 
 def _worth_keeping(path: str, step: StepState, place: Place) -> bool:
     """Whether a step's result goes into the fork: it has one, and its run went on with it."""
-    if step.status not in _KEPT or path == FINALLY or path.startswith(("undo(", f"{FINALLY}.")):
+    if step.status not in _KEPT or path == FINALLY or path.startswith(f"{FINALLY}.") or undone(path) is not None:
         return False
     if step.status is not StepStatus.FAILED:
         return True

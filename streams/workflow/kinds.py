@@ -17,6 +17,7 @@ from events.decisions import (
 from streams.workflow.expressions import EvaluationError, from_json, to_json
 from streams.workflow.plan import Place
 from streams.workflow.spec import Step
+from streams.workflow.state import undone
 from streams.workflow.times import LONGEST_MS, instant, milliseconds
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def call(advance: "Advance", place: Place, number: int) -> Call:
 def _arguments(advance: "Advance", place: Place) -> str:
     """Return the arguments of a call as JSON."""
     before = advance.step(place.path)
-    if place.path.startswith("undo("):
+    if undone(place.path) is not None:
         if before is not None and before.shared is not None:
             return before.shared
         assert advance.state.undo is not None

@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeVar
 
 from streams.workflow.expressions import VARIABLES, DefinitionError, Expression, Value, to_json
 from streams.workflow.spec import Compensation, Step, WorkflowSpec, check_schema
+from streams.workflow.state import undone
 from streams.workflow.templates import Template
 
 FINALLY: Final = "finally"
@@ -153,8 +154,8 @@ class Plan:
         plan = self.root.steps.get(path)
         if plan is not None:
             return Place(path, plan)
-        if path.startswith("undo(") and path.endswith(")") and "(" not in path[5:]:
-            done = self.place(path[5:-1])
+        if (step := undone(path)) is not None and "(" not in step:
+            done = self.place(step)
             undo = done.plan.compensation if done else None
             return Place(path, undo) if undo else None
         return self._walk(path)

@@ -26,6 +26,7 @@ Steps are kept by path (see plan.py). Those of a step's own are forgotten when t
 with it, so that a long loop takes no more memory than a short one.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -69,6 +70,7 @@ class StepStatus(Enum):
 # Tuples: a set would ask each member for its hash, which is slow, and this is asked often.
 SETTLED: Final = (StepStatus.COMPLETED, StepStatus.SKIPPED, StepStatus.FAILED, StepStatus.CANCELLED)
 OVER: Final = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
+_INDEX: Final = re.compile(r"\[\d+\]")
 MOST_PAST: Final = 8
 """How many earlier calls of a step are known as its own."""
 MOST_SEEN: Final = 256
@@ -177,6 +179,21 @@ def owner_path(path: str) -> str | None:
         return None
     dot = path.rfind(".")
     return path[:dot] if dot >= 0 else None
+
+
+def unnumbered(path: str) -> str:
+    """Return a path without the numbers of items and iterations."""
+    return _INDEX.sub("", path)
+
+
+def undo_path(path: str) -> str:
+    """Return the path of what undoes a step."""
+    return f"undo({path})"
+
+
+def undone(path: str) -> str | None:
+    """Return the path of the step that this undoes; None: it undoes none."""
+    return path[5:-1] if path.startswith("undo(") and path[-1] == ")" else None
 
 
 def children(steps: Any, path: str) -> list[str]:
