@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from infra.cli.requests import UNREACHABLE, json_text, seconds, send
+from infra.cli.requests import UNREACHABLE, json_text, seconds, send, text_of
 from infra.cli.terminal import fail, pairs, quiet, say
 from streams.settings import Settings
 
@@ -62,7 +62,7 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
     patience = seconds(timeout)
     text = json_text(input_, "--input") if input_ else None
     outputs = {step: json_text(value, "--set") for step, value in pairs(set_ or [], "--set").items()}
-    prompts = {step: _text(value) for step, value in pairs(prompt or [], "--prompt").items()}
+    prompts = {step: text_of(value, "--prompt")[0] for step, value in pairs(prompt or [], "--prompt").items()}
     models = pairs(model or [], "--model")
 
     from streams import kafka  # noqa: PLC0415 - Kafka and Avro are not needed for mistakes in the options
@@ -95,10 +95,6 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
         copied = len(json.loads(request.copied or "{}"))
         say(f"Forked from {run_id} at decision {state.seq}; {copied} results are copied.")
     send(request, wait=wait, yes=yes, patience=patience, as_json=as_json, again=bool(request_id))
-
-
-def _text(value: str) -> str:
-    return Path(value[1:]).read_text("utf-8") if value.startswith("@") else value
 
 
 def _state(settings: Settings, run: str, at: int) -> "tuple[str, RunState, WorkflowSpec]":

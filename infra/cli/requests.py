@@ -182,17 +182,25 @@ def seconds(text: str) -> float:
     return float(ms) / 1000
 
 
+def text_of(given: str, option: str) -> tuple[str, str]:
+    """Return the text that an option gives, or that lies where it says (@FILE, -), and where that is.
+
+    Raises typer.BadParameter when it can't be read.
+    """
+    if given == "-":
+        return sys.stdin.read(), "standard input"
+    if not given.startswith("@"):
+        return given, option
+    source = given[1:]
+    try:
+        return Path(source).read_text("utf-8"), source
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{source} can't be read: {error}", param_hint=option) from error
+
+
 def json_text(given: str, option: str) -> str:
     """Return JSON text from where an option says. Raises typer.BadParameter that shows where it is no JSON."""
-    source = option
-    if given == "-":
-        source, given = "standard input", sys.stdin.read()
-    elif given.startswith("@"):
-        source = given[1:]
-        try:
-            given = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"{source} can't be read: {error}", param_hint=option) from error
+    given, source = text_of(given, option)
     try:
         json.loads(given, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

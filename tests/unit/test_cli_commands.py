@@ -362,6 +362,7 @@ def test_a_run_is_named_by_its_id_or_the_beginning_of_it(text: str, whole: bool,
         (("set-output", RUN, "ask", "nope", "--reason", "r"), "OUTPUT is no JSON"),
         (("set-output", RUN, "ask", "1"), "--reason"),
         (("pause", RUN, "--timeout", "soon"), "--timeout"),
+        (("fork", RUN, "--prompt", "draft=@/nowhere.txt"), "can't be read"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_connected(arguments: tuple[str, ...], says: str) -> None:
