@@ -17,10 +17,10 @@ WINDOW: Final = 8192
 class OffsetTracker:
     """The calls of one partition since it was assigned."""
 
-    __slots__ = ("_done", "_open", "_skip", "committable")
+    __slots__ = ("_done", "_open", "_skip", "committable", "position")
 
     def __init__(self, position: int, metadata: str = "") -> None:
-        self.committable = position
+        self.committable = self.position = position
         self._open: deque[int] = deque()
         self._done: set[int] = set()
         self._skip = set(_unpacked(position, metadata))
@@ -28,6 +28,7 @@ class OffsetTracker:
     def take(self, offset: int) -> bool:
         """Note a call that was read; False: it is done already, its result is on the inbox."""
         self._open.append(offset)
+        self.position = offset + 1
         if offset in self._skip:
             self._skip.discard(offset)
             self.done(offset)
@@ -41,6 +42,11 @@ class OffsetTracker:
             at = self._open.popleft()
             self._done.discard(at)
             self.committable = at + 1
+
+    @property
+    def open(self) -> bool:
+        """Whether there are calls that were taken and aren't done."""
+        return bool(self._open)
 
     @property
     def full(self) -> bool:

@@ -3,15 +3,16 @@
 A thread polls Kafka; the calls run on the event loop that the Faust app runs on. A call is done when the broker has acknowledged
 its result. One that can't be decoded goes to the dead letters. No retries here: an attempt that fails is a result.
 
-A call that is cancelled is given up: its task is cancelled, which closes its connections, and its result says so. At the worker's
-end tasks are cancelled too, but without results: those calls are still to be made, by whoever takes them next.
+A call that is cancelled is given up: its task is cancelled, which closes its connections, and its result says so. A worker that
+is told to stop, or that another takes partitions from, ends its calls first, as long as `HAND_OVER_S`. What isn't over by then is
+cancelled too, but without a result: those calls are still to be made, by whoever takes them next.
 """
 
 import asyncio
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, Protocol
@@ -32,6 +33,8 @@ _POLL_S: Final = 0.1
 _COMMIT_EVERY_S: Final = 0.02
 """How long what is done may stay uncommitted: a crash repeats it. Each commit is a write on the broker, so not at every round."""
 
+HAND_OVER_S: Final = 10.0
+"""How long a stop, or a partition that goes to another worker, waits for calls in flight: what is given up is made twice."""
 _RECENT: Final = 100_000
 """How many calls are remembered, so that one that is sent again after a takeover isn't made again; 100 bytes each."""
 
@@ -48,9 +51,14 @@ class Handler(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """A call in flight. `began`: None before it is made; `cancelled`: why it is given up."""
+    """A call in flight. `began`: None before it is made; `cancelled`: why it is given up.
+
+    `places`: where it was read, more than once if it was sent twice or its partition went away and came back.
+    """
 
     record: Incoming
+    digest: bytes
+    places: list[tuple[OffsetTracker, int]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     began: float | None = None
     cancelled: str | None = None
@@ -72,7 +80,8 @@ class Worker:
         self._committed: dict[int, tuple[int, str]] = {}
         self._committed_at = 0.0
         self._uncommitted = False
-        self._recent: OrderedDict[bytes, None] = OrderedDict()
+        self._recent: OrderedDict[bytes, _Flight | None] = OrderedDict()  # None: its result is acknowledged
+        self._stopping = False
         self._failure: BaseException | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -84,12 +93,15 @@ class Worker:
         # Calls may take long; that this process lives shows in its heartbeats, that it works in its progress.
         self.consumer = kafka.consumer(self.settings, self.topic.name, **{"max.poll.interval.ms": 86_400_000})
         name = kafka.name(self.settings, self.topic)
-        self.consumer.subscribe([name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
+        self.consumer.subscribe([name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
                 self._round()
+            self._stopping = True
+            self._end_calls(list(self._trackers.values()))
             self._commit(wait=True)
         finally:
+            self._stopping = True
             self.consumer.close()
             self.cancellations.close()
             self.loop.call_soon_threadsafe(self._cancel)
@@ -99,18 +111,22 @@ class Worker:
         # While calls fly, acknowledgements come in, and are worth a commit soon.
         patience = _COMMIT_EVERY_S if self._flying or self._uncommitted else _POLL_S
         messages = kafka.poll(self.consumer, patience, free) if free else []
-        fresh = [record for message in messages if (record := self._fresh(message))]
+        fresh = [flight for message in messages if (flight := self._fresh(message))]
         if fresh:
             with self._change:
                 self._flying += len(fresh)
             self.loop.call_soon_threadsafe(self._start, fresh)
         # After the start of what was taken: a cancellation that comes in between finds its call.
+        self._serve(0)
+        self._commit()
+
+    def _serve(self, timeout_s: float) -> None:
+        """Give up what was cancelled and take acknowledgements. Raises what ended a call that should have had a result."""
         if cancelled := self.cancellations.drain():
             self.loop.call_soon_threadsafe(self._give_up, cancelled)
-        self.producer.poll(0)
+        self.producer.poll(timeout_s)
         if self._failure is not None:
             raise self._failure
-        self._commit()
 
     def _free(self) -> int:
         """Return how many more calls may fly, waiting a little while there are none."""
@@ -121,38 +137,41 @@ class Worker:
             full = any(tracker.full for tracker in self._trackers.values())
             return 0 if full else max(0, self._concurrency - self._flying)
 
-    def _fresh(self, message: Message) -> Incoming | None:
+    def _fresh(self, message: Message) -> _Flight | None:
         """Return a call that has to be made: not one that is done, or that an orchestrator has sent twice."""
         record = kafka.incoming(message)
         with self._change:
             tracker = self._trackers.get(record.partition)
             if tracker is None or not tracker.take(record.offset):
                 return None
-            call = blake2b(record.value or b"", digest_size=16).digest()
-            if call in self._recent:  # its result is sent, or will be; should this process end before, the first is still open
-                tracker.done(record.offset)
-                self._uncommitted = True
+            digest = blake2b(record.value or b"", digest_size=16).digest()
+            if digest in self._recent:
+                known = self._recent[digest]
+                if known is None:
+                    tracker.done(record.offset)
+                    self._uncommitted = True
+                else:  # until its result is acknowledged this place is open as well: a crash must not lose the call
+                    known.places.append((tracker, record.offset))
                 return None
-            self._recent[call] = None
+            flight = self._recent[digest] = _Flight(record, digest, [(tracker, record.offset)])
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
-            return record
+            return flight
 
     # --- On the event loop ---
 
-    def _start(self, records: list[Incoming]) -> None:
-        for record in records:
-            flight = _Flight(record, cancelled=self.cancellations.reason(record.key))
+    def _start(self, flights: list[_Flight]) -> None:
+        for flight in flights:
+            flight.cancelled = self.cancellations.reason(flight.record.key)
             self._flights.add(flight)
             flight.task = self.loop.create_task(self._call(flight))
 
     async def _call(self, flight: _Flight) -> None:
         """Make one call and queue its result; the call is done when that is acknowledged."""
         record = flight.record
-        tracker = self._trackers.get(record.partition)
         try:
             result = await self._result(flight)
-            kafka.produce(self.producer, self.settings, result, partial(self._delivered, tracker, record.offset))
+            kafka.produce(self.producer, self.settings, result, partial(self._delivered, flight))
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -197,14 +216,17 @@ class Worker:
 
     # --- Acknowledging ---
 
-    def _delivered(self, tracker: OffsetTracker | None, offset: int, error: KafkaError | None, message: Any) -> None:
+    def _delivered(self, flight: _Flight, error: KafkaError | None, message: Any) -> None:
         del message
         if error is not None:
             self._failure = kafka.DeliveryFailedError(error.str())
-        elif tracker is not None:
-            with self._change:
+            return
+        with self._change:
+            for tracker, offset in flight.places:
                 tracker.done(offset)
-                self._uncommitted = True
+            if flight.digest in self._recent:
+                self._recent[flight.digest] = None
+            self._uncommitted = True
 
     def _commit(self, *, wait: bool = False) -> None:
         """Commit what is done since the last time, soon: what isn't committed is repeated after a crash."""
@@ -238,7 +260,21 @@ class Worker:
         self.ready.set()
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._change:
+            trackers = [tracker for each in partitions if (tracker := self._trackers.get(each.partition))]
+        if not self._stopping:
+            self._end_calls(trackers)
         self._commit(wait=True)
+        self._lost(consumer, partitions)
+
+    def _end_calls(self, trackers: list[OffsetTracker]) -> None:
+        """Wait until the calls of these partitions are done, or `HAND_OVER_S` is over."""
+        deadline = time.monotonic() + HAND_OVER_S
+        while any(tracker.open for tracker in trackers) and time.monotonic() < deadline:
+            self._serve(_COMMIT_EVERY_S)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drop partitions; calls of them that are in flight go on, and whoever has them now may make them as well."""
         with self._change:
             for each in partitions:
                 self._trackers.pop(each.partition, None)

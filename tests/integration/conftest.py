@@ -1,5 +1,6 @@
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from infra.embedded.supervisor import Supervisor
 from streams.settings import Settings
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # `one_worker` is a module of this folder's tests only
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,114 @@
+"""A worker that is told to stop, or gives partitions to another, hands over what it has begun: nothing is made twice for that."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Message
+from one_worker import assert_all_acknowledged, results, tool_call, until, working
+
+from events import topics
+from streams import kafka
+from streams.processors.offsets import OffsetTracker
+from streams.processors.tool_worker import ToolCalls
+from streams.processors.worker import Worker
+from streams.settings import Settings
+from tools.registry import load
+
+TOOLS = '''
+import asyncio
+from pathlib import Path
+
+
+async def slow(folder: str, call: str, seconds: str) -> str:
+    """Note the call outside of all our books, and take a while."""
+    with (Path(folder) / "calls").open("a") as calls:
+        calls.write(call + "\\n")
+    await asyncio.sleep(float(seconds))
+    return call
+'''
+
+
+@pytest.fixture
+def few(settings: Settings) -> Settings:
+    """Return settings whose topics are there, with two partitions: reading them all is quick."""
+    found = settings.model_copy(update={"partitions": 2})
+    kafka.connect(found)
+    return found
+
+
+@pytest.fixture
+def slow(few: Settings, tmp_path: Path) -> ToolCalls:
+    path = tmp_path / "slow_tools.py"
+    path.write_text(TOOLS)
+    return ToolCalls(few, load([path]))
+
+
+def calls(folder: Path) -> Counter[str]:
+    """Return how often each call was made."""
+    path = folder / "calls"
+    return Counter(path.read_text().split()) if path.exists() else Counter()
+
+
+def test_a_worker_that_stops_ends_its_calls_first(few: Settings, slow: ToolCalls, tmp_path: Path) -> None:
+    """Told to stop with 8 calls in flight: all have a result and are acknowledged, what waits in the queue is not begun."""
+    names = [f"call-{i}" for i in range(12)]
+    with working(few, topics.TOOL_CALLS, slow, concurrency=8):
+        kafka.send(few, [tool_call(name, "slow", folder=str(tmp_path), call=name, seconds="5") for name in names])
+        until(lambda: len(calls(tmp_path)) == 8, 20)
+    begun = set(calls(tmp_path))
+    assert set(results(few)) == begun
+    assert len(begun) == 8
+    with working(few, topics.TOOL_CALLS, slow, concurrency=8):
+        until(lambda: len(results(few)) == 12, 30)
+    assert calls(tmp_path) == Counter(names)
+
+
+def test_partitions_go_to_another_worker_without_a_call_made_twice(few: Settings, slow: ToolCalls, tmp_path: Path) -> None:
+    """A second worker joins while calls are in flight: it gets its partition when they have ended."""
+    names = [f"call-{i}" for i in range(20)]
+    with working(few, topics.TOOL_CALLS, slow, concurrency=32) as first:
+        kafka.send(few, [tool_call(name, "slow", folder=str(tmp_path), call=name, seconds="5") for name in names])
+        until(lambda: len(calls(tmp_path)) == 20, 20)
+        with working(few, topics.TOOL_CALLS, slow, concurrency=32) as second:
+            until(lambda: len(first._trackers) == len(second._trackers) == 1, 30)
+            until(lambda: len(results(few)) == 20, 30)
+            assert_all_acknowledged(few, topics.TOOL_CALLS)
+    assert calls(tmp_path) == Counter(names)
+    assert all(len(found) == 1 for found in results(few).values())
+
+
+def test_a_call_that_takes_too_long_does_not_hold_up_a_stop(few: Settings, slow: ToolCalls, tmp_path: Path) -> None:
+    """A stop waits for calls within bounds; what it gives up is made by the next worker."""
+    kafka.send(few, [tool_call("long", "slow", folder=str(tmp_path), call="long", seconds="50")])
+    began = time.monotonic()
+    with working(few, topics.TOOL_CALLS, slow):
+        until(lambda: calls(tmp_path)["long"] == 1, 20)
+    assert time.monotonic() - began < 40
+    assert results(few) == {}
+    with working(few, topics.TOOL_CALLS, slow):
+        until(lambda: calls(tmp_path)["long"] == 2, 30)
+
+
+def record(offset: int) -> Message:
+    """Return a call as it is read."""
+    return Message(topic="tool.calls", partition=0, offset=offset, key=b"call", value=b"the call", timestamp=(1, 0))
+
+
+def test_a_call_that_is_read_again_is_not_done_before_its_first_reading_is(slow: ToolCalls) -> None:
+    """A partition went away and came back with a call in flight: its offset is open until that call's result is acknowledged.
+
+    Committed before, a crash would lose the call: no result, and nobody to make it again.
+    """
+    worker = Worker(slow.settings, topics.TOOL_CALLS, slow, 8, None)  # type: ignore[arg-type]
+    worker._trackers[0] = OffsetTracker(5)
+    flight = worker._fresh(record(5))
+    assert flight is not None
+    worker._trackers[0] = OffsetTracker(5)  # revoked and assigned again
+    assert worker._fresh(record(5)) is None, "it is in flight"
+    assert worker._trackers[0].committable == 5
+    worker._delivered(flight, None, None)
+    assert worker._trackers[0].committable == 6
+    assert worker._fresh(record(6)) is None, "its result is on the inbox"
+    assert worker._trackers[0].committable == 7
