@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
@@ -20,11 +21,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 def up(
     only: Annotated[str, typer.Option(help="Start these alone, separated by commas: kafka, model, intake, …")] = "",
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once all is ready and leave it running.")] = False,
+    brokers: Annotated[
+        int | None, typer.Option(min=1, max=9, help="Make Kafka a cluster of so many brokers; 3 survive one.")
+    ] = None,
 ) -> None:
     """Start Kafka, the local model, the workers and the API on this machine, and wait until each is ready.
 
     The first time, Kafka's jars are downloaded (45 MB). Where the settings name another Kafka or another model, those are
-    used and not started here. Without --detach it stays in the foreground; Ctrl-C stops everything in order.
+    used and not started here. Without --detach it stays in the foreground; Ctrl-C stops everything in order. What dies later is
+    started again after a pause; with --detach a small process of its own sees to that, which tells what it does in logs/up.log.
 
     For example:
 
@@ -34,36 +39,57 @@ def up(
 
         foldflow up --only kafka,model --detach
 
-    Exit codes: 0 all is ready (or already was), 1 something could not be started or has died.
+        foldflow up --brokers 3 --detach
+
+    Exit codes: 0 all is ready (or already was), 1 something could not be started.
     """
-    from infra.embedded.supervisor import Supervisor  # noqa: PLC0415 — not needed for --help
+    from infra.embedded import keeper  # noqa: PLC0415 — not needed for --help
+    from infra.embedded.services import with_brokers  # noqa: PLC0415
+    from infra.embedded.supervisor import Supervisor  # noqa: PLC0415
 
     names = frozenset(name.strip() for name in only.split(",") if name.strip())
     with _told(), _progress() as progress:
-        supervisor = Supervisor(Settings(), progress)
+        supervisor = Supervisor(Settings() if brokers is None else with_brokers(Settings(), brokers), progress)
         if not detach:
             # `down` from another terminal ends us with SIGTERM: same way out as Ctrl-C (which a shell's `&` would ignore).
             signal.signal(signal.SIGTERM, _interrupt)
             signal.signal(signal.SIGINT, _interrupt)
         try:
             started = supervisor.up(names, foreground=not detach)
+            in_background = keeper.ensure(supervisor, anew=bool(started)) if detach or not started else None
         except KeyboardInterrupt:
             _say("Stopped.")
             raise typer.Exit(130) from None
+    stopped = threading.Event()
+    if started and not detach:  # from now on the way out is to stop everything; a second Ctrl-C must not leave half of it running
+        signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
+        signal.signal(signal.SIGINT, lambda _number, _frame: stopped.set())
     if not started:
         _say("Already up; nothing was started.")
     _table(supervisor.status())
-    if detach or not started:
+    if supervisor.settings.bootstrap_servers != Settings().bootstrap_servers:
+        own = supervisor.settings
+        _say(
+            "Commands in other terminals reach Kafka while its first broker lives; to have all:\n  export "
+            f"FOLDFLOW_BOOTSTRAP_SERVERS={own.bootstrap_servers} FOLDFLOW_REPLICATION_FACTOR={own.replication_factor}"
+        )
+    if in_background is not None:
+        log = keeper.log_file(supervisor.settings)
+        _say(f"Process {in_background} starts again what dies, and says so in {log}.")
+    if started and not detach:
+        _say("Ready. Ctrl-C stops everything.")
+        _keep(supervisor, stopped)
+
+
+def _keep(supervisor: Any, stopped: threading.Event) -> None:
+    """Watch in the foreground until somebody ends it, then stop everything."""
+    from infra.embedded.keeper import Keeper  # noqa: PLC0415
+
+    if not Keeper(supervisor, _say).keep(stopped):
+        _say("Another `foldflow up` watches over all this now.")
         return
-    _say("Ready. Ctrl-C stops everything.")
-    try:
-        with _told():
-            supervisor.watch()
-    except KeyboardInterrupt:
-        _say("Stopping …")
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _say("Stopping …")
+    with _told():
         _say(f"Stopped: {', '.join(supervisor.down())}.")
 
 
@@ -82,18 +108,21 @@ def down() -> None:
 def status(as_json: Json = False) -> None:
     """Show what runs, where it listens and where it logs.
 
-    Exit codes: 0 all is ready, 1 something is dead or still starting, 3 nothing was started.
+    Exit codes: 0 all is ready, 1 something is dead, given up or still starting, 3 nothing was started.
     """
     from infra.embedded.supervisor import Supervisor  # noqa: PLC0415
 
-    standings = Supervisor(Settings()).status()
+    supervisor = Supervisor(Settings())
+    standings = supervisor.status()
     if as_json:
         print(json.dumps([standing.report for standing in standings], indent=2))
     elif standings:
         _table(standings)
         for standing in standings:
-            if standing.condition == "dead":
+            if standing.condition in {"dead", "given up"}:
                 _say(standing.obituary)
+        if supervisor.state().supervisor_process() is None:
+            _say("What dies is not started again by itself; `foldflow up` sees to that.")
     else:
         _say("Nothing is running. Start it with: foldflow up")
     if not standings:
@@ -149,10 +178,12 @@ def _table(standings: Sequence[Any]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table("name", "", "pid", "listens at", "log", box=None)
-    colours = {"ready": "green", "starting": "yellow", "dead": "red"}
+    colours = {"ready": "green", "starting": "yellow", "dead": "red", "given up": "red"}
     for standing in standings:
         item = standing.started
-        condition = f"[{colours[standing.condition]}]{standing.condition}[/]"
+        condition = (
+            f"[{colours[standing.condition]}]{standing.condition}[/]{f' (restart {item.restarts})' if item.restarts else ''}"
+        )
         table.add_row(item.name, condition, str(item.pid), item.address, item.logs[-1])
     Console(soft_wrap=True).print(table)
 

@@ -4,11 +4,13 @@ A process is known by its pid **and** its creation time, so a pid that the syste
 """
 
 import json
+import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,6 +32,12 @@ class Started:
     address: str
     logs: tuple[str, ...]
     ready_file: str
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What it was started with (JSON), so that it is started again just so."""
+    restarts: int = 0
+    """How often it was started again by itself."""
+    given_up: bool = False
+    """Whether it failed so often before it was ready that it is not started again by itself."""
 
     def process(self) -> psutil.Process | None:
         """Return the living process, or None if it ended (also when its pid belongs to somebody else by now)."""
@@ -59,13 +67,15 @@ def created(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the state file says: the supervisor in the foreground, if there is one, and all processes in start order."""
+    """What the state file says: who starts again what dies, if anybody does, and all processes in start order."""
 
     supervisor: tuple[int, float] | None = None
     started: tuple[Started, ...] = ()
+    foreground: bool = True
+    """Whether the supervisor is a `foldflow up` in the foreground, which stops everything when it ends."""
 
     def supervisor_process(self) -> psutil.Process | None:
-        """Return the living foreground `foldflow up`, if there is one."""
+        """Return the living supervisor, if there is one."""
         if self.supervisor is None:
             return None
         pid, moment = self.supervisor
@@ -79,14 +89,16 @@ def read_state(path: Path) -> State:
     raw = json.loads(path.read_text())
     supervisor = raw["supervisor"]
     started = tuple(Started(**{**item, "logs": tuple(item["logs"])}) for item in raw["started"])
-    return State((supervisor[0], supervisor[1]) if supervisor else None, started)
+    return State((supervisor[0], supervisor[1]) if supervisor else None, started, raw.get("foreground", True))
 
 
 def write_state(path: Path, state: State) -> None:
     """Replace the state file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(asdict(state), indent=2) + "\n")
+    # For its owner alone: settings may hold a password of Kafka's.
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(json.dumps(asdict(state), indent=2) + "\n")
     part.replace(path)
 
 
@@ -115,16 +127,24 @@ def wait_ended(processes: Sequence[psutil.Process], seconds: float) -> list[psut
 
 
 def stop_in_order(started: Iterable[Started], last: Sequence[str]) -> list[str]:
-    """Stop all that live: first those not in `last`, together, then those of `last` one by one. Return their names."""
+    """Stop all that live: first those not in `last`, together, then those of `last` one kind after the other.
+
+    A name stands for its numbered ones as well (`kafka` for `kafka-1`, `kafka-2` …). Return the names of what was stopped.
+    """
     alive = [(item, process) for item in started if (process := item.process()) is not None]
-    stop([process for item, process in alive if item.name not in last])
+    stop([process for item, process in alive if _kind(item) not in last])
     for name in last:
-        stop([process for item, process in alive if item.name == name])
+        stop([process for item, process in alive if _kind(item) == name])
     return [item.name for item, _ in alive]
 
 
-def last_lines(logs: Iterable[str], count: int = 8) -> list[str]:
-    """Return the last lines of the first log file that has any."""
+def _kind(item: Started) -> str:
+    name, dash, number = item.name.rpartition("-")
+    return name if dash and number.isdigit() else item.name
+
+
+def last_lines(logs: Iterable[str], count: int = 20) -> list[str]:
+    """Return the last lines of the first log file that has any; a worker writes ten more after the error that ended it."""
     for log in logs:
         path = Path(log)
         if path.exists() and path.stat().st_size:

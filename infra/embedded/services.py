@@ -13,7 +13,8 @@ from streams.settings import Settings
 
 ROLES = ("intake", "orchestrator", "llm", "tool")
 LOOPBACK = frozenset({"127.0.0.1", "localhost"})
-# Stopped one after the other once everything else has ended: the roles hand in what they hold while Kafka is there.
+# Stopped one after the other once everything else has ended: the roles hand in what they hold while Kafka is there. Brokers
+# are stopped together, since the last one alone would wait for a quorum.
 STOPPED_LAST = ("model", "kafka")
 
 
@@ -48,20 +49,50 @@ def run_folder(settings: Settings) -> Path:
 
 
 def brings_kafka(settings: Settings) -> bool:
-    """Whether Kafka is ours to start: one address, on this machine's loopback."""
-    host, _, port = settings.bootstrap_servers.rpartition(":")
-    return host in LOOPBACK and port.isdigit()
+    """Whether Kafka is ours to start: all its addresses are on this machine's loopback."""
+    parts = [address.rpartition(":") for address in settings.bootstrap_servers.split(",")]
+    return all(host in LOOPBACK and port.isdigit() for host, _, port in parts)
+
+
+def completed(settings: Settings) -> Settings:
+    """Return the settings that all processes get: topics have replicas where several brokers are ours to start."""
+    count = settings.bootstrap_servers.count(",") + 1
+    if not brings_kafka(settings) or count == 1 or "replication_factor" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"replication_factor": min(kafka.REPLICAS, count)})
+
+
+def with_brokers(settings: Settings, count: int) -> Settings:
+    """Return settings for `count` brokers of ours; their ports follow from the first one's.
+
+    Raises `EmbeddedError` when Kafka is somewhere else, or another number of addresses is set.
+    """
+    own = brokers(settings)
+    if len(own) == count:
+        return settings
+    if len(own) != 1:
+        raise EmbeddedError(f"FOLDFLOW_BOOTSTRAP_SERVERS names {len(own)} brokers: {settings.bootstrap_servers}, not {count}.")
+    addresses = ",".join(f"{host}:{port}" for host, port in kafka.several((own[0].host, own[0].port), count))
+    return settings.model_copy(update={"bootstrap_servers": addresses})
 
 
 def services(settings: Settings, only: frozenset[str], progress: Callable[[int, int, str], None]) -> list[Service]:
-    """Return what is to be started, Kafka first. `only` narrows it by name; raises `EmbeddedError` for an unknown name."""
+    """Return what is to be started, Kafka first. `only` narrows it by name (`kafka` stands for all brokers).
+
+    Raises `EmbeddedError` for an unknown name, and when Kafka's data was made by another number of brokers.
+    """
     table = [_role(settings, role) for role in ROLES]
     table.append(_api(settings))
     if settings.model.startswith("local/"):
         table.insert(0, _model(settings))
-    if brings_kafka(settings):
-        table.insert(0, _kafka(settings, progress))
+    own = brokers(settings) if brings_kafka(settings) else ()
+    new_id = kafka.cluster_id()
+    table[:0] = [_kafka(each, new_id, progress) for each in own]
     names = {service.name for service in table}
+    if kafka.ALONE in only:
+        only |= {each.folder.name for each in own}
+    if not only or any(each.folder.name in only for each in own):
+        kafka.check_number(own, settings.data_dir)
     unknown = only - {*names, "kafka", "model"}
     if unknown:
         raise EmbeddedError(f"There is no {', '.join(sorted(unknown))} to start. Known: {', '.join(s.name for s in table)}.")
@@ -74,13 +105,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {f"FOLDFLOW_{name.upper()}": value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def broker(settings: Settings) -> kafka.Broker:
-    """Return where the embedded broker of these settings lives."""
-    host, _, port = settings.bootstrap_servers.rpartition(":")
+def brokers(settings: Settings) -> tuple[kafka.Broker, ...]:
+    """Return where the embedded brokers of these settings live: one for each address."""
     if not brings_kafka(settings):
         raise EmbeddedError(f"FOLDFLOW_BOOTSTRAP_SERVERS is {settings.bootstrap_servers}: that Kafka isn't ours to start.")
-    address = "127.0.0.1" if host == "localhost" else host
-    return kafka.Broker(address, int(port), settings.data_dir / "kafka", _log(settings, "kafka"))
+    parts = [address.rpartition(":") for address in settings.bootstrap_servers.split(",")]
+    addresses = [("127.0.0.1" if host == "localhost" else host, int(port)) for host, _, port in parts]
+    return kafka.brokers(addresses, settings.data_dir, settings.data_dir / "logs")
 
 
 def _log(settings: Settings, name: str) -> Path:
@@ -88,8 +119,9 @@ def _log(settings: Settings, name: str) -> Path:
 
 
 def _foldflow(*arguments: str) -> Callable[[], list[str]]:
-    # The same interpreter, so that it works from an environment that isn't activated.
-    return lambda: [sys.executable, "-m", "infra.cli.main", *arguments]
+    # The same interpreter, so that it works from an environment that isn't activated. Without the current folder on its path
+    # (-P): a project's own `tools.py` or `events/` must not stand in for ours.
+    return lambda: [sys.executable, "-P", "-m", "infra.cli.main", *arguments]
 
 
 def _role(settings: Settings, role: str) -> Service:
@@ -124,15 +156,13 @@ def _model(settings: Settings) -> Service:
     )
 
 
-def _kafka(settings: Settings, progress: Callable[[int, int, str], None]) -> Service:
-    own = broker(settings)
-
+def _kafka(own: kafka.Broker, new_id: str, progress: Callable[[int, int, str], None]) -> Service:
     def command() -> list[str]:
-        kafka.prepare(own, java.ensure_jars(progress))
+        kafka.prepare(own, java.ensure_jars(progress), new_id)
         return kafka.command(own)
 
     return Service(
-        name="kafka",
+        name=own.folder.name,
         command=command,
         logs=(own.log.with_suffix(".out"), own.log),
         ports=(
@@ -140,6 +170,6 @@ def _kafka(settings: Settings, progress: Callable[[int, int, str], None]) -> Ser
             Port(own.host, own.controller_port, f"FOLDFLOW_BOOTSTRAP_SERVERS (its port + {kafka.CONTROLLER_PORT_DISTANCE})"),
         ),
         environment=lambda: java.environment(java.ensure_jars()),
-        answers=lambda: kafka.answers(f"{own.host}:{own.port}"),
-        address=f"{own.host}:{own.port}",
+        answers=lambda: kafka.answers(own),
+        address=own.address,
     )

@@ -1,4 +1,4 @@
-"""`foldflow up`, `down` and `status`: starts what the table of services says, watches it, and stops it in order.
+"""`foldflow up`, `down` and `status`: starts what the table of services says, and stops it in order (`keeper` watches it).
 
 Everything is started at once: Kafka's JVM, the model and the Python imports of the roles overlap, and the roles wait for
 Kafka themselves. Each process is the leader of a session of its own, so Ctrl-C reaches the supervisor alone and Kafka can
@@ -13,21 +13,34 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infra.embedded.errors import EmbeddedError
-from infra.embedded.processes import Started, State, created, last_lines, listener, read_state, stop_in_order, write_state
-from infra.embedded.services import STOPPED_LAST, Service, run_folder, services
+from infra.embedded.processes import (
+    Started,
+    State,
+    created,
+    last_lines,
+    listener,
+    read_state,
+    stop_in_order,
+    wait_ended,
+    write_state,
+)
+from infra.embedded.services import STOPPED_LAST, Service, completed, run_folder, services
 from streams.settings import Settings
 
 READY_SECONDS = 120.0  # from its start until a process must be ready; a cold disk and a busy machine included
 POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 10.0  # the supervisor holds the lock for the moment in which it starts a process again
+SUPERVISOR_SECONDS = 90.0  # until a supervisor has ended: one in the foreground stops everything first, Kafka last
 LEAST_FREE_BYTES = 1 << 30
 LOG_BYTES_KEPT = 10 << 20
+LINE_CHARACTERS = 300  # of a log's line that is told; Kafka writes some of thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +49,25 @@ class Standing:
 
     started: Started
     condition: str
-    """`ready`, `starting` or `dead`."""
+    """`ready`, `starting`, `dead` or `given up` (dead, and not started again by itself)."""
 
     @property
     def obituary(self) -> str:
         """Say which process it was that died, and its last log lines."""
-        return _obituary(self.started)
+        return obituary(self.started)
 
     @property
     def report(self) -> dict[str, object]:
         """What `foldflow status --json` says of it."""
         item = self.started
-        return {"name": item.name, "condition": self.condition, "pid": item.pid, "address": item.address, "logs": list(item.logs)}
+        return {
+            "name": item.name,
+            "condition": self.condition,
+            "pid": item.pid,
+            "restarts": item.restarts,
+            "address": item.address,
+            "logs": list(item.logs),
+        }
 
 
 class Supervisor:
@@ -55,7 +75,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, progress: Callable[[int, int, str], None] = lambda _done, _total, _name: None) -> None:
         # Children may run elsewhere one day, and `down` may be called from another folder with the same settings.
-        self.settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+        self.settings = completed(settings).model_copy(update={"data_dir": settings.data_dir.absolute()})
         self._progress = progress
         self._folder = run_folder(self.settings)
         self._state_file = self._folder / "state.json"
@@ -63,17 +83,23 @@ class Supervisor:
 
     def status(self) -> list[Standing]:
         """Return every process that was started and not stopped since, dead ones included."""
-        return [Standing(item, _condition(item)) for item in read_state(self._state_file).started]
+        return [Standing(item, condition(item)) for item in self.state().started]
+
+    def state(self) -> State:
+        """Return what is remembered of all this."""
+        return read_state(self._state_file)
 
     def up(self, only: frozenset[str] = frozenset(), *, foreground: bool = False) -> list[str]:
         """Start what isn't running and wait until all is ready; return the names of what was started.
+
+        With `foreground` this process becomes the supervisor, and must `keep`, or nobody starts again what dies.
 
         Raises `EmbeddedError` after stopping what it started when a port is taken, the disk is full, a download fails, or a
         process dies or isn't ready in time.
         """
         wanted = services(self.settings, only, self._progress)
         with self._only_one():
-            state = read_state(self._state_file)
+            state = self.state()
             running = {item.name for item in state.started if item.process() is not None}
             missing = [service for service in wanted if service.name not in running]
             if not missing:
@@ -81,66 +107,89 @@ class Supervisor:
             _check_disk(self.settings.data_dir)
             for service in missing:
                 _check_ports(service)
-            supervisor = (os.getpid(), created(os.getpid())) if foreground else None
-            write_state(self._state_file, State(supervisor, tuple(item for item in state.started if item.name in running)))
+            state = replace(
+                state, started=tuple(item for item in state.started if item.name not in {each.name for each in missing})
+            )
+            write_state(self._state_file, replace(state, supervisor=_self(), foreground=True) if foreground else state)
             try:
                 with ThreadPoolExecutor(len(missing)) as pool:
-                    begun = list(pool.map(self._start, missing))
+                    begun = list(pool.map(self.start, missing))
                 self._wait_ready(missing, begun)
             except BaseException:
                 self._stop({service.name for service in missing})
                 raise
         return [service.name for service in missing]
 
-    def watch(self) -> None:
-        """Return when one of the processes has died: raises `EmbeddedError` that says which, and why."""
-        while not (dead := [item.started for item in self.status() if item.condition == "dead"]):
-            time.sleep(0.5)
-        raise EmbeddedError(_obituary(dead[0]))
+    def become_supervisor(self) -> None:
+        """Take over in the background: whoever was the supervisor notices, and ends without stopping anything."""
+        with self._only_one():
+            write_state(self._state_file, replace(self.state(), supervisor=_self(), foreground=False))
+
+    def is_supervisor(self) -> bool:
+        """Whether this process is (still) the one that starts again what dies."""
+        supervisor = self.state().supervisor_process()
+        return supervisor is not None and supervisor.pid == os.getpid()
+
+    @contextmanager
+    def changing(self) -> Iterator[bool]:
+        """Hold off `up` and `down` meanwhile; false when one of them is at work, or somebody else is the supervisor now."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._only_one(patience_s=0))
+            except _BusyError:
+                yield False
+                return
+            yield self.is_supervisor()
+
+    def remember(self, item: Started) -> None:
+        """Write down what has become of a process, in place of what was known by its name."""
+        with self._write:
+            state = self.state()
+            write_state(
+                self._state_file, replace(state, started=(*(each for each in state.started if each.name != item.name), item))
+            )
 
     def down(self) -> list[str]:
-        """Stop everything, Kafka last; return the names of what was stopped."""
-        state = read_state(self._state_file)
-        supervisor = state.supervisor_process()
+        """Stop everything, Kafka last; return the names of what was stopped.
+
+        Raises `EmbeddedError` for what can't be stopped.
+        """
+        names = [item.started.name for item in self.status() if item.started.process() is not None]
+        supervisor = self.state().supervisor_process()
         if supervisor is not None and supervisor.pid != os.getpid():
-            names = [item.started.name for item in self.status() if item.condition != "dead"]
             supervisor.send_signal(signal.SIGTERM)
-            supervisor.wait(timeout=60)
-            return names
+            if wait_ended([supervisor], SUPERVISOR_SECONDS):
+                raise EmbeddedError(f"The `foldflow up` that watches over these, process {supervisor.pid}, does not end.")
         with self._only_one():
-            return self._stop(None)
+            # One in the foreground has stopped everything itself.
+            stopped = self._stop(None)
+        return [*names, *(name for name in stopped if name not in names)]
 
     def _stop(self, names: set[str] | None) -> list[str]:
-        state = read_state(self._state_file)
+        state = self.state()
         chosen = [item for item in state.started if names is None or item.name in names]
         stopped = stop_in_order(chosen, STOPPED_LAST)
         kept = tuple(item for item in state.started if item not in chosen)
-        write_state(self._state_file, State(None if names is None else state.supervisor, kept))
+        write_state(self._state_file, State() if names is None else replace(state, started=kept))
         return stopped
 
-    def _start(self, service: Service) -> Started:
+    def start(self, service: Service, restarts: int = 0) -> Started:
+        """Start one process and remember it. Raises `EmbeddedError` and OSError."""
         ready_file = self._folder / f"{service.name}.ready"
         ready_file.parent.mkdir(parents=True, exist_ok=True)
         ready_file.unlink(missing_ok=True)
         command = service.command()
-        log = service.logs[0]
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
-            log.replace(log.with_suffix(log.suffix + ".1"))
-        with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603 — commands of our own table
-                command,
-                env={**service.environment(), "FOLDFLOW_READY_FILE": str(ready_file)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        process = spawn(command, {**service.environment(), "FOLDFLOW_READY_FILE": str(ready_file)}, service.logs[0])
         logs = tuple(str(path) for path in service.logs)
-        item = Started(service.name, process.pid, created(process.pid), service.address, logs, str(ready_file))
-        with self._write:
-            state = read_state(self._state_file)
-            write_state(self._state_file, replace(state, started=(*state.started, item)))
+        settings = self.settings.model_dump(mode="json", exclude_none=True, exclude={"ready_file"})
+        item = Started(
+            service.name, process.pid, created(process.pid), service.address, logs, str(ready_file), settings, restarts
+        )
+        try:
+            self.remember(item)
+        except OSError:  # a full disk, say; what nobody knows of would never be stopped
+            process.kill()
+            raise
         return item
 
     def _wait_ready(self, wanted: Sequence[Service], begun: Sequence[Started]) -> None:
@@ -149,10 +198,8 @@ class Supervisor:
         while waiting:
             for item, service in list(waiting.items()):
                 if item.process() is None:
-                    raise EmbeddedError(_obituary(item))
-                if service.answers is not None and service.answers():
-                    Path(item.ready_file).write_text(f"{item.pid}\n")
-                if Path(item.ready_file).exists():
+                    raise EmbeddedError(obituary(item))
+                if is_ready(item, service):
                     del waiting[item]
             if time.monotonic() > deadline:
                 late = next(iter(waiting))
@@ -160,34 +207,70 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
     @contextmanager
-    def _only_one(self) -> Iterator[None]:
+    def _only_one(self, patience_s: float = PATIENCE_SECONDS) -> Iterator[None]:
         """Refuse a second `up` or `down` on the same data folder while one is at work."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_s
         with (self._folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise EmbeddedError(
-                    f"Another `foldflow up` or `down` is at work on {self.settings.data_dir}; wait until it has finished."
-                ) from error
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise _BusyError(
+                            f"Another `foldflow up` or `down` is at work on {self.settings.data_dir}; wait until it has finished."
+                        ) from error
+                time.sleep(POLL_SECONDS)
             yield
 
 
-def _condition(item: Started) -> str:
+class _BusyError(EmbeddedError):
+    """Somebody else changes what runs."""
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, its output appended to a log file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+    with log.open("ab") as output:
+        return subprocess.Popen(  # noqa: S603 — commands of our own table
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def is_ready(item: Started, service: Service) -> bool:
+    """Whether a process that lives is ready; asks those that don't say so by themselves."""
+    if Path(item.ready_file).exists():
+        return True
+    if service.answers is None or not service.answers():
+        return False
+    Path(item.ready_file).write_text(f"{item.pid}\n")
+    return True
+
+
+def condition(item: Started) -> str:
+    """How a process stands now: see `Standing.condition`."""
     if item.process() is None:
-        return "dead"
+        return "given up" if item.given_up else "dead"
     return "ready" if Path(item.ready_file).exists() else "starting"
 
 
-def _obituary(item: Started) -> str:
+def obituary(item: Started) -> str:
+    """Say which process it was that died, and its last log lines."""
     return f"{item.name} (pid {item.pid}) has died.\n{_tail(item)}"
 
 
+def _self() -> tuple[int, float]:
+    return os.getpid(), created(os.getpid())
+
+
 def _tail(item: Started) -> str:
-    lines = last_lines(item.logs)
-    return (
-        f"Last lines of its log ({item.logs[0]}):\n" + "\n".join(f"  {line}" for line in lines) if lines else "Its log is empty."
-    )
+    for log in item.logs:
+        if lines := last_lines([log]):
+            return f"Last lines of its log ({log}):\n" + "\n".join(f"  {line[:LINE_CHARACTERS]}" for line in lines)
+    return "Its log is empty."
 
 
 def _check_disk(folder: Path) -> None:
