@@ -17,7 +17,7 @@ Payload = Annotated[Any, BeforeValidator(lambda value: payload(value) if isinsta
 Readable = Annotated[str | None, BeforeValidator(lambda value: readable(value) if isinstance(value, bytes) else value)]
 
 
-Status = Literal["ok", "starting", "degraded", "failed"]
+Status = Literal["ok", "starting", "rebuilding", "degraded", "failed"]
 
 
 class Answer(BaseModel):
@@ -308,8 +308,11 @@ class FullDecision(Decision):
     record: dict[str, Any]
 
 
+LetterStatus = Literal["open", "redriven", "discarded"]
+
+
 class DeadLetterSummary(Answer):
-    """A message that couldn't be processed. `size`: of its value, in bytes."""
+    """A message that couldn't be processed. `size`: of its value, in bytes; `settled_…`: what was done about it last."""
 
     topic: str
     partition: int
@@ -320,13 +323,29 @@ class DeadLetterSummary(Answer):
     request_id: str | None
     run_id: str | None
     size: int | None
+    status: LetterStatus
+    settled_at: Time | None
+    settled_by: str | None
+    settled_reason: str | None
+
+
+class Settlement(Answer):
+    """What somebody did about a dead letter; `to_…`: where its message stands now, if it was redriven."""
+
+    action: Literal["redriven", "discarded"]
+    at: Time
+    by: str
+    reason: str
+    to_partition: int | None
+    to_offset: int | None
 
 
 class DeadLetter(DeadLetterSummary):
-    """A dead letter with its bytes: as text where they are text, else hexadecimal behind `0x`."""
+    """A dead letter with its bytes (as text where they are text, else hexadecimal behind `0x`) and all that was done about it."""
 
     key: Readable
     value: Readable
+    history: list[Settlement]
 
 
 class DeadLetterPage(Answer):
@@ -373,13 +392,27 @@ class Break(Answer):
     problem: str
 
 
+class Rebuild(Answer):
+    """Views that are made anew from Kafka: why, and how many records (`position`) are read of those that must be (`end`)."""
+
+    reason: str
+    position: int
+    end: int
+
+
 class Health(Answer):
-    """How things stand. `starting`: the views have not yet reached the end that the log had at the start."""
+    """How things stand. `starting`: the views have not yet reached the end that the log had at the start.
+
+    `rebuilding`: they are made anew, because they were damaged or the topics are others; until then questions get 503.
+    `degraded`: something is wrong, and questions are answered: `problem`, `breaks`, or Kafka doesn't answer.
+    """
 
     status: Status
     kafka: str
     kafka_reachable: bool
-    failure: str | None
+    failure: str | None = Field(description="Why the process ends.")
+    problem: str | None = Field(description="What hinders the views, and is tried again until it works.")
+    rebuild: Rebuild | None
     lag: int
     partitions: list[PartitionHealth]
     ignored: list[Ignored]

@@ -17,13 +17,14 @@ router = APIRouter(tags=["dead letters"])
 def list_deadletters(
     view: TheView,
     reason: Annotated[str | None, Query(description="Only those with this reason.")] = None,
+    status: Annotated[models.LetterStatus | None, Query(description="Only those that stand like that.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
 ) -> models.DeadLetterPage:
     """List messages that couldn't be processed, newest first, without their bytes."""
     after = from_cursor(cursor_, int, str, int, int) if cursor_ else None
     place = (after[0], after[1], after[2], after[3]) if after else None
-    found = deadletters.newest(view.db, limit + 1, reason=reason, after=place)
+    found = deadletters.newest(view.db, limit + 1, reason=reason, status=status, after=place)
     page = [models.DeadLetterSummary(**row) for row in found[:limit]]
     more = None
     if found[limit:]:

@@ -7,7 +7,7 @@ import faust
 import structlog
 
 from events import codec, topics
-from events.decisions import DeadLetter
+from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
 from streams import kafka
 from streams.settings import Settings
@@ -23,8 +23,14 @@ def attach(app: faust.App, settings: Settings) -> None:
     @app.agent(source, name="deadletter", concurrency=1)
     async def deadletter(stream: Any) -> None:
         async for event in stream.events():
+            value = event.message.value
             try:
-                letter = codec.decode(event.message.value, DeadLetter)
+                if codec.kind_of(value) is DeadLetterSettled:
+                    settled = codec.decode(value, DeadLetterSettled)
+                    where = f"{settled.topic}/{settled.partition}/{settled.offset}"
+                    log.info("deadletter.settled", action=settled.action, by=settled.by, reason=settled.reason, where=where)
+                    continue
+                letter = codec.decode(value, DeadLetter)
             except NotDecodableError as error:
                 # Somebody else's record on our topic: there is no place further back to put it.
                 log.warning("deadletter.unreadable", offset=event.message.offset, problem=str(error))
