@@ -2,7 +2,7 @@
 
 `schemas/<Name>.avsc` is the source of truth; a type may name another one as the schema of a field, and the published schema has
 it written out at its first use. Ids are fingerprints of Avro's parsing canonical form: every installation derives the same ones,
-with or without a registry. A schema that was released and has changed since is kept in `schemas/history/<Name>-<id>.avsc`.
+with or without a registry. Every version that was ever released stands in `schemas/history/<Name>-<id>.avsc` (docs/upgrades.md).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Final, get_args, get_origin
 
 from fastavro.schema import parse_schema, to_parsing_canonical_form
 
-from events import calls, commands, decisions, failure, results, snapshots
+from events import calls, commands, decisions, failure, results, snapshots, workers
 from events.errors import CatalogError
 
 JsonSchema = dict[str, Any]
@@ -31,16 +31,23 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     calls.ToolCall,
     calls.CancelCall,
     decisions.DeadLetter,
+    decisions.DeadLetterSettled,
     commands.WorkflowRegistered,
     decisions.FinishedRun,
+    decisions.FinishedRuns,
+    decisions.SchemaPublished,
     snapshots.RunSnapshot,
+    workers.WorkerReported,
 )
 """What stands on a topic as a value of its own."""
 
 INPUTS: Final[tuple[type[Any], ...]] = get_args(results.Input)
 EFFECTS: Final[tuple[type[Any], ...]] = get_args(decisions.Effect)
 
-_PARTS: Final = (decisions.UnreadableInput, failure.Failure, results.Usage, commands.Parent, commands.Origin)
+_PARTS: Final = (
+    *(decisions.UnreadableInput, failure.Failure, results.Usage, commands.Parent, commands.Origin, commands.RequestPlace),
+    workers.CircuitReported,
+)
 _PARTS_OF_SNAPSHOTS: Final = (snapshots.StepSnapshot, snapshots.Listening, snapshots.ItemFailure)
 
 TYPES: Final[dict[str, type[Any]]] = {

@@ -131,6 +131,14 @@ def kind_of(value: bytes | None) -> type[Any] | None:
     return None if schema is None else _BY_FULL_NAME.get(schema["name"])
 
 
+def unknown_schema(value: bytes | None) -> int | None:
+    """Return the schema id of a well-framed value in a schema that isn't known here; None for any other bytes."""
+    if value is None or len(value) <= FRAME.size or value[0] != _MAGIC:
+        return None
+    schema_id = int(FRAME.unpack_from(value)[1])
+    return schema_id if writer_schema(schema_id) is None else None
+
+
 def decode(value: bytes | None, kind: type[Event]) -> Event:
     """Return the event of type `kind` in a Kafka value.
 
@@ -144,7 +152,7 @@ def decode(value: bytes | None, kind: type[Event]) -> Event:
     entry = ENTRIES[kind]
     schema = entry.parsed if schema_id == entry.id else writer_schema(schema_id)
     if schema is None:
-        raise UnknownSchemaError(f"schema id {schema_id} is not known")
+        raise UnknownSchemaError(schema_id)
     reader = None if schema is entry.parsed else entry.parsed
     source = BytesIO(value)
     source.seek(FRAME.size)

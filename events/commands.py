@@ -5,6 +5,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class RequestPlace:
+    """Where a command was said: a place on the topic `requests` (its id has 16 bytes)."""
+
+    topic_id: bytes
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parent:
     """The step of another run that waits for this run's result."""
 

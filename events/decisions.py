@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from events.calls import LlmCallRequested, ToolCallRequested
+from events.commands import RequestPlace
 from events.failure import Failure
 from events.results import Input
 
@@ -317,6 +318,7 @@ class Decision:
     at: int
     input: Input | UnreadableInput
     effects: tuple[Effect, ...]
+    said: RequestPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +327,26 @@ class FinishedRun:
 
     decisions_topic_id: bytes
     first_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRuns:
+    """A part of that index, packed: 24 bytes a run, sorted (its id's 16 bytes, the offset in 8). Key `packed/<end>/<part>`.
+
+    Its parts together hold all that stands in the partition before the offset `end`.
+    """
+
+    decisions_topic_id: bytes
+    runs: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaPublished:
+    """A schema that processes of this installation write, so that older code knows its records from garbage. Topic `schemas`."""
+
+    id: int
+    name: str
+    schema: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,3 +364,21 @@ class DeadLetter:
     key: bytes | None = None
     value: bytes | None = None
     headers: Mapping[str, bytes | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterSettled:
+    """What somebody did about a dead letter: `action` is `redriven` or `discarded`. Topic `deadletter`.
+
+    `topic`, `partition`, `offset`: where the message was; `to_…`: where it stands again; `at`: milliseconds since the epoch.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    action: str
+    at: int
+    by: str
+    reason: str
+    to_partition: int | None = None
+    to_offset: int | None = None

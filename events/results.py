@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from events.commands import Command, StartRun
+from events.commands import Command, RequestPlace, StartRun
 from events.failure import Failure
 
 
@@ -106,3 +106,4 @@ class InboxMessage:
 
     run_id: str
     input: Input
+    said: RequestPlace | None = None

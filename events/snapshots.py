@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from events.commands import Parent, SignalReceived
+from events.commands import Parent, RequestPlace, SignalReceived
 from events.decisions import ApprovalRequested, ChildRunRequested, RunClosing, SignalAwaited, UndoPlanned
 from events.failure import Failure
 
@@ -80,3 +80,4 @@ class RunSnapshot:
     closing: RunClosing | None
     not_undone: tuple[str, ...]
     steps: tuple[StepSnapshot, ...]
+    heard: tuple[RequestPlace, ...] = ()

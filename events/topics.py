@@ -6,9 +6,10 @@ from typing import Any, Final, Literal
 
 from events.calls import CancelCall, LlmCall, ToolCall
 from events.commands import WorkflowRegistered, WorkflowRequest
-from events.decisions import DeadLetter, Decision, FinishedRun
+from events.decisions import DeadLetter, Decision, FinishedRun, SchemaPublished
 from events.results import InboxMessage
 from events.snapshots import RunSnapshot
+from events.workers import WorkerReported
 
 HOUR_MS: Final = 60 * 60 * 1000
 DAY_MS: Final = 24 * HOUR_MS
@@ -26,7 +27,7 @@ class Topic:
     kind: type[Any]
     key: str
     retention_ms: int = QUEUE_MS
-    cleanup: Literal["delete", "compact"] = "delete"
+    cleanup: Literal["delete", "compact", "compact,delete"] = "delete"
     compression: str = "producer"
     log_append_time: bool = False
     single: bool = False
@@ -35,7 +36,7 @@ class Topic:
         """Return the topic's settings in Kafka's words."""
         # Not at once: a reader who is on the way to a newer record must still find the older one. But some day: only closed
         # segments are compacted.
-        compacted = {"min.compaction.lag.ms": str(HOUR_MS), "segment.ms": str(DAY_MS)} if self.cleanup == "compact" else {}
+        compacted = {"min.compaction.lag.ms": str(HOUR_MS), "segment.ms": str(DAY_MS)} if "compact" in self.cleanup else {}
         return compacted | {
             "cleanup.policy": self.cleanup,
             "retention.ms": str(self.retention_ms),
@@ -54,11 +55,16 @@ LLM_CALLS: Final = Topic("llm.calls", LlmCall, "call_id")
 TOOL_CALLS: Final = Topic("tool.calls", ToolCall, "call_id")
 CANCELLATIONS: Final = Topic("cancellations", CancelCall, "call_id", retention_ms=DAY_MS, single=True)
 SPECS: Final = Topic("specs", WorkflowRegistered, "digest", retention_ms=FOREVER, cleanup="compact", single=True)
+WORKERS: Final = Topic("workers", WorkerReported, "worker_id", retention_ms=DAY_MS, cleanup="compact,delete", single=True)
+SCHEMAS: Final = Topic("schemas", SchemaPublished, "schema id", retention_ms=FOREVER, cleanup="compact", single=True)
 DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", retention_ms=FOREVER)
 
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic
-    for topic in (REQUESTS, INBOX, DECISIONS, FINISHED, SNAPSHOTS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS, SPECS, DEADLETTER)
+    for topic in (
+        *(REQUESTS, INBOX, DECISIONS, FINISHED, SNAPSHOTS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS),
+        *(SPECS, SCHEMAS, WORKERS, DEADLETTER),
+    )
 }
 
 

@@ -7,9 +7,12 @@ thread, whose end by an error ends the process, so that whoever supervises it st
 import asyncio
 import contextlib
 import logging
+import os
+import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import faust
 import faust.app.base
@@ -17,9 +20,14 @@ import mode
 import structlog
 
 from events import topics
-from streams import kafka
+from events.errors import NewerCodeError
+from events.topics import Topic
+from streams import kafka, schemas
 from streams.processors import deadletter, intake
-from streams.processors.orchestrator import Orchestrator
+from streams.processors.breaker import Breakers
+from streams.processors.orchestrator import GROUP, Orchestrator
+from streams.processors.reports import Condition, Reporter
+from streams.processors.watchdog import Progress, Watchdog
 from streams.processors.worker import Worker
 from streams.registry import SpecRegistry, publish
 from streams.settings import Settings
@@ -28,10 +36,20 @@ from streams.topology import ROLES, TOPOLOGY
 log = structlog.get_logger()
 
 
+END_S: Final = 45.0
+"""How long a process that is told to end may take: what it holds is settled and committed first."""
+EXIT_NEWER: Final = 78
+"""Exit code of a process that met a record of newer code (EX_CONFIG: starting it again doesn't help)."""
+_SELDOM_S: Final = 10.0
+
+
 class Loop(Protocol):
     """A processor with a loop of its own."""
 
     ready: threading.Event
+
+    def progress(self) -> Progress:
+        """Return how far it has come."""
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set."""
@@ -66,11 +84,13 @@ def build(role: str, settings: Settings) -> faust.App:
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=topics.MAX_VALUE_BYTES + 1024 * 1024,
     )
-    _ROLES[role](app, settings)
+    reporter = Reporter(settings, role)
+    _report(app, reporter)
+    _ROLES[role](app, settings, reporter)
     return app
 
 
-def _intake(app: faust.App, settings: Settings) -> None:
+def _intake(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     def prepare() -> tuple[intake.Intake, Callable[[], None], Any]:
         from streams.workflow import definition  # noqa: PLC0415 - YAML is read by this role only
 
@@ -81,45 +101,95 @@ def _intake(app: faust.App, settings: Settings) -> None:
         registry = SpecRegistry(settings)
         registry.refresh()
         judge = intake.Intake(registry, cluster.ids[topics.REQUESTS.name])
-        _say_ready(settings)
+        _say_ready(settings, reporter)
         return judge, registry.drain, kafka.producer(settings)
 
-    intake.attach(app, settings, prepare)
+    progress = intake.attach(app, settings, prepare)
     deadletter.attach(app, settings)
+    _guard(app, Watchdog(settings, topics.REQUESTS, "intake", progress, app.loop))
 
 
-def _orchestrator(app: faust.App, settings: Settings) -> None:
-    _serve(app, settings, lambda: Orchestrator(settings))
+def _orchestrator(app: faust.App, settings: Settings, reporter: Reporter) -> None:
+    def make() -> Loop:
+        orchestrator = Orchestrator(settings)
+        reporter.look = lambda: Condition(partitions=tuple(sorted(orchestrator.holdings)))
+        return orchestrator
+
+    _serve(app, settings, reporter, topics.INBOX, make)
 
 
-def _llm(app: faust.App, settings: Settings) -> None:
+def _llm(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     def make() -> Loop:
         from streams.processors import llm_call, llm_worker  # noqa: PLC0415 - litellm takes seconds: for this role only
 
         llm_call.load()
         handler = llm_worker.LlmCalls(settings)
-        return Worker(settings, topics.LLM_CALLS, handler, settings.llm_concurrency, app.loop)
+        worker = Worker(settings, topics.LLM_CALLS, handler, settings.llm_concurrency, app.loop)
+        _watch(reporter, worker, handler, settings.llm_concurrency)
+        return worker
 
     async def close() -> None:
         from streams.processors import llm_call  # noqa: PLC0415 - as above
 
         await llm_call.close()
 
-    _serve(app, settings, make, close)
+    _serve(app, settings, reporter, topics.LLM_CALLS, make, close)
 
 
-def _tool(app: faust.App, settings: Settings) -> None:
+def _tool(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     def make() -> Loop:
         from streams.processors import tool_worker  # noqa: PLC0415 - users' code: for this role only
         from tools import registry  # noqa: PLC0415
 
         handler = tool_worker.ToolCalls(settings, registry.load(settings.tool_paths))
-        return Worker(settings, topics.TOOL_CALLS, handler, settings.tool_concurrency, app.loop)
+        worker = Worker(settings, topics.TOOL_CALLS, handler, settings.tool_concurrency, app.loop)
+        _watch(reporter, worker, handler, settings.tool_concurrency)
+        return worker
 
-    _serve(app, settings, make)
+    _serve(app, settings, reporter, topics.TOOL_CALLS, make)
 
 
-_ROLES: dict[str, Callable[[faust.App, Settings], None]] = {
+class Calls(Protocol):
+    """A worker's handler, as far as it is reported."""
+
+    breakers: Breakers
+    in_flight: int
+
+
+def _watch(reporter: Reporter, worker: Worker, calls: Calls, concurrency: int) -> None:
+    """Report a worker that makes calls; a change of one of its circuits at once."""
+    reporter.look = lambda: Condition(calls.in_flight, concurrency, worker.partitions, calls.breakers.report())
+    calls.breakers.on_change = reporter.changed
+
+
+def _guard(app: faust.App, watchdog: Watchdog) -> None:
+    """Let a watchdog watch as long as the app goes on."""
+
+    class GuardService(mode.Service):
+        """Starts and stops the watchdog."""
+
+        async def on_start(self) -> None:
+            watchdog.start()
+
+        async def on_stop(self) -> None:
+            watchdog.stop()
+
+    app.service(GuardService)
+
+
+def _report(app: faust.App, reporter: Reporter) -> None:
+    """End the reports with the app. Services stop in reverse order, so what is added before the others ends after them."""
+
+    class ReportService(mode.Service):
+        """Stops the reports."""
+
+        async def on_stop(self) -> None:
+            await asyncio.to_thread(reporter.stop)
+
+    app.service(ReportService)
+
+
+_ROLES: dict[str, Callable[[faust.App, Settings, Reporter], None]] = {
     "intake": _intake,
     "orchestrator": _orchestrator,
     "llm": _llm,
@@ -132,11 +202,21 @@ async def _nothing() -> None:
     """Close nothing."""
 
 
-def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop], close: Callable[[], Awaitable[None]] = _nothing) -> None:
-    """Add a processor's loop to the app, as a service; `close` is awaited when it has ended."""
+def _serve(
+    app: faust.App,
+    settings: Settings,
+    reporter: Reporter,
+    source: Topic,
+    make: Callable[[], Loop],
+    close: Callable[[], Awaitable[None]] = _nothing,
+) -> None:
+    """Add a processor's loop to the app, as a service; `close` is awaited when it has ended. `source`: what it reads."""
+    group = GROUP if source is topics.INBOX else source.name
 
     class LoopService(mode.Service):
         """Runs the loop in a thread; when it ends by an error, so does the app."""
+
+        watchdog: Watchdog | None = None
 
         async def on_start(self) -> None:
             self.stop_loop, self.ended = threading.Event(), asyncio.Event()
@@ -146,16 +226,20 @@ def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop], close: 
             try:
                 loop = await asyncio.to_thread(make)
                 threading.Thread(target=self._tell, args=(loop,), daemon=True).start()
+                self.watchdog = Watchdog(settings, source, group, loop.progress, app.loop)
+                self.watchdog.start()
                 await asyncio.to_thread(loop.run, self.stop_loop)
             finally:
                 self.ended.set()
 
         def _tell(self, loop: Loop) -> None:
             loop.ready.wait()
-            _say_ready(settings)
+            _say_ready(settings, reporter)
 
         async def on_stop(self) -> None:
             self.stop_loop.set()
+            if self.watchdog is not None:
+                self.watchdog.stop()
             # What is in hand is settled and committed first; a thread can't be cancelled, so waiting is bounded.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.ended.wait(), 30)
@@ -164,8 +248,9 @@ def _serve(app: faust.App, settings: Settings, make: Callable[[], Loop], close: 
     app.service(LoopService)
 
 
-def _say_ready(settings: Settings) -> None:
+def _say_ready(settings: Settings, reporter: Reporter) -> None:
     log.info("ready")
+    reporter.start()
     if settings.ready_file is not None:
         settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
         settings.ready_file.touch()
@@ -174,7 +259,51 @@ def _say_ready(settings: Settings) -> None:
 def run(role: str, settings: Settings) -> None:
     """Run a role's process until it is told to stop; raises SystemExit with its exit code."""
     logging.basicConfig(level=settings.log_level.upper())
+    _quiet()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     kafka.connect(settings)  # Faust's consumer gives up on topics that don't exist
+    schemas.publish(settings)  # before the first record, so that older code knows it from garbage
     app = build(role, settings)
     worker = faust.Worker(app, loglevel=settings.log_level, quiet=True, redirect_stdouts=False)
-    worker.execute_from_commandline()
+    threading.Thread(target=_end_in_time, args=(worker,), daemon=True).start()
+    try:
+        worker.execute_from_commandline()
+    finally:
+        reason = app.crash_reason or worker.crash_reason
+        if isinstance(reason, NewerCodeError):
+            log.error("newer_code", problem=str(reason))
+            raise SystemExit(EXIT_NEWER)
+
+
+def _end_in_time(worker: faust.Worker) -> None:
+    """End the process when it was told to end and doesn't: aiokafka's heartbeat can wait for ever for a group that is gone."""
+    while not worker.should_stop:
+        time.sleep(0.5)
+    time.sleep(END_S)
+    log.error("end.overdue", seconds=END_S, next="the process ends; what it held is done again by others")
+    os._exit(1)
+
+
+class _Seldom(logging.Filter):
+    """Lets each message of a logger through once in a while: aiokafka says a hundred times a second that Kafka is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether this is to be said now."""
+        now = time.monotonic()
+        if now - self._said.get(str(record.msg), -_SELDOM_S) < _SELDOM_S:
+            return False
+        self._said[str(record.msg)] = now
+        return True
+
+
+def _quiet() -> None:
+    """Keep libraries from filling the logs."""
+    seldom = _Seldom()
+    for name in [each for each in sys.modules if each.startswith("aiokafka")]:
+        logging.getLogger(name).addFilter(seldom)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line, with the whole URL, for each call of a tool or model
+    logging.getLogger("LiteLLM").propagate = False  # it has a handler of its own, and records that Faust's can't format

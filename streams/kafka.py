@@ -5,7 +5,7 @@ Whoever needs a client makes it here, so that what matters for the ledger is set
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,11 +31,17 @@ log = structlog.get_logger()
 
 BATCH: Final = 1000
 """Most records that one poll takes."""
+_PATIENCE_S: Final = 120.0
+"""How long Kafka may be away, as when it starts anew, until a process that needs it gives up."""
 _MAX_RECORD_BYTES: Final = topics.MAX_VALUE_BYTES + 1024 * 1024
 
 
 class KafkaUnreachableError(Exception):
     """No broker answered in time: check that Kafka runs and that `FOLDFLOW_BOOTSTRAP_SERVERS` names it."""
+
+
+class TopicsMissingError(Exception):
+    """Topics don't exist (yet), and who asks for them makes none: a processor does, when it starts."""
 
 
 class TopicMismatchError(Exception):
@@ -80,6 +86,7 @@ def producer(settings: Settings, **properties: Any) -> Producer:
                 "partitioner": "murmur2_random",
                 "message.max.bytes": _MAX_RECORD_BYTES,
                 "queue.buffering.max.messages": 200_000,
+                "queue.buffering.max.kbytes": 64 * 1024,
                 **properties,
             },
         )
@@ -111,7 +118,8 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
 
 def reader(settings: Settings) -> Consumer:
     """Return a consumer without a group, for `read_partition` and `follow`."""
-    return consumer(settings, "reader", **{"enable.partition.eof": True})
+    # A broker answers one request of a connection after the other: others would wait behind a fetch that finds nothing.
+    return consumer(settings, "reader", **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
 
 
 def admin(settings: Settings) -> AdminClient:
@@ -202,7 +210,7 @@ class Acks:
             raise DeliveryFailedError(self.failure.str())
 
 
-def flush(target: Producer, *acks: Acks, timeout_s: float = 120.0) -> None:
+def flush(target: Producer, *acks: Acks, timeout_s: float = _PATIENCE_S) -> None:
     """Wait until everything is acknowledged. Raises DeliveryFailedError."""
     deadline = time.monotonic() + timeout_s
     while target.flush(1.0):
@@ -228,34 +236,60 @@ def read_partition(source: Consumer, topic: str, partition: int, start: int, end
 
     Raises KafkaUnreachableError when the broker stays away.
     """
-    here = TopicPartition(topic, partition)
-    low, high = watermarks(source, topic, partition)
-    stop = high if end is None else end
-    at = max(low, start)
-    if at >= stop:
+    return read_partitions(source, topic, {partition: start}, None if end is None else {partition: end})
+
+
+def read_partitions(
+    source: Consumer, topic: str, starts: Mapping[int, int], ends: Mapping[int, int] | None = None
+) -> Iterator[Message]:
+    """Yield the records of partitions, each from its start up to its end (exclusive), or to its end as of now.
+
+    All are fetched together, so those of one partition come in order, and between those of others: one after the other, each
+    would cost a round of requests. Raises KafkaUnreachableError when the broker stays away.
+    """
+    open_ = {}
+    for partition, start in starts.items():
+        low, high = watermarks(source, topic, partition)
+        stop = high if ends is None else ends[partition]
+        if max(low, start) < stop:
+            open_[partition] = max(low, start), stop
+    if not open_:
         return
-    source.assign([TopicPartition(topic, partition, at)])
-    patience = time.monotonic() + 60
+    places = [TopicPartition(topic, partition, at) for partition, (at, _) in open_.items()]
+    source.assign(places)
+    patience = time.monotonic() + _PATIENCE_S
     try:
-        while at < stop:
-            first = source.poll(0.2)  # `consume(n, t)` would wait at the end, for each partition
+        while open_:
+            first = source.poll(0.2)  # `consume(n, t)` would wait at the end
             for message in () if first is None else (first, *source.consume(5000, 0)):
-                error = message.error()
-                if error is not None:
-                    if error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= stop:  # noqa: SLF001
-                        return
+                partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
+                if partition not in open_ or (error is not None and error.code() != KafkaError._PARTITION_EOF):  # noqa: SLF001
                     continue
-                at = (message.offset() or 0) + 1
-                patience = time.monotonic() + 60
-                if at <= stop:
+                patience = time.monotonic() + _PATIENCE_S
+                stop = open_[partition][1]
+                if error is None and offset < stop:
                     yield message
+                if offset + (error is None) >= stop:  # a gap may lie at the end, where compaction has been
+                    del open_[partition]
             if time.monotonic() > patience:
-                raise KafkaUnreachableError(f"{topic}/{partition}: nothing came from offset {at} on for 60 s")
+                raise KafkaUnreachableError(f"{topic}/{sorted(open_)}: nothing came for {_PATIENCE_S:.0f} s")
     finally:
-        source.incremental_unassign([here])
+        source.incremental_unassign(places)
 
 
-def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = 30.0) -> tuple[int, int]:
+def committed(member: Consumer, places: list[TopicPartition], timeout_s: float = _PATIENCE_S) -> list[TopicPartition]:
+    """Return what a group has committed for these partitions. Raises KafkaUnreachableError when the broker stays away."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return member.committed(places, timeout=10.0)
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise KafkaUnreachableError(f"the committed offsets of {places[0].topic}: {error}") from error
+            time.sleep(0.1)  # the library fails at once while it has no connection
+
+
+def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = _PATIENCE_S) -> tuple[int, int]:
     """Return a partition's first offset and its end, as of now. Raises KafkaUnreachableError."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -277,7 +311,7 @@ class Cluster:
     partitions: Mapping[str, int]
 
 
-def connect(settings: Settings, timeout_s: float = 120.0) -> Cluster:
+def connect(settings: Settings, timeout_s: float = _PATIENCE_S) -> Cluster:
     """Wait for Kafka, make the topics that are missing, and return what is known of them.
 
     Raises KafkaUnreachableError and TopicMismatchError.
@@ -300,6 +334,24 @@ def connect(settings: Settings, timeout_s: float = 120.0) -> Cluster:
             time.sleep(0.1)  # the library fails at once while it has no connection
 
 
+def find(client_: AdminClient, settings: Settings, wanted: Sequence[Topic], timeout_s: float = 2.0) -> Cluster:
+    """Return what is known of these topics, and make none. Raises KafkaUnreachableError and TopicsMissingError."""
+    try:
+        there = client_.list_topics(timeout=timeout_s).topics
+        if missing := [full for topic in wanted if (full := name(settings, topic)) not in there]:
+            raise TopicsMissingError(
+                f"Kafka at {settings.bootstrap_servers} has no {', '.join(missing)} yet; a processor makes them when it starts"
+            )
+        return _described(client_, settings, wanted)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:  # deleted since the list was made
+            raise TopicsMissingError(f"Kafka at {settings.bootstrap_servers}: {error.args[0].str()}") from error
+        raise KafkaUnreachableError(
+            f"no Kafka at {settings.bootstrap_servers} ({error.args[0]}); "
+            "start one with `foldflow up`, or set FOLDFLOW_BOOTSTRAP_SERVERS"
+        ) from error
+
+
 def _create(client_: AdminClient, settings: Settings, missing: list[Topic]) -> None:
     wanted = [
         NewTopic(
@@ -318,13 +370,19 @@ def _create(client_: AdminClient, settings: Settings, missing: list[Topic]) -> N
                 raise
 
 
-def _describe(client_: AdminClient, settings: Settings) -> Cluster:
-    names = {name(settings, topic): topic for topic in topics.TOPICS.values()}
+def _described(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]) -> Cluster:
+    names = {name(settings, topic): topic for topic in wanted}
     ids, partitions = {}, {}
-    for full, future in client_.describe_topics(TopicCollection(list(names))).items():
+    for full, future in client_.describe_topics(TopicCollection(list(names)), request_timeout=30).items():
         description = future.result()
         ids[names[full].name] = uuid_bytes(description.topic_id)
         partitions[names[full].name] = len(description.partitions)
+    return Cluster(ids, partitions)
+
+
+def _describe(client_: AdminClient, settings: Settings) -> Cluster:
+    cluster = _described(client_, settings, topics.TOPICS.values())
+    partitions = cluster.partitions
     inbox = partitions[topics.INBOX.name]
     for each in (topics.DECISIONS, topics.FINISHED):
         if partitions[each.name] != inbox:
@@ -332,7 +390,7 @@ def _describe(client_: AdminClient, settings: Settings) -> Cluster:
                 f"{name(settings, each)} has {partitions[each.name]} partitions and {name(settings, topics.INBOX)} has {inbox}; "
                 "they need the same number: make them anew under another FOLDFLOW_TOPIC_PREFIX"
             )
-    return Cluster(ids, partitions)
+    return cluster
 
 
 def uuid_bytes(identity: Any) -> bytes:

@@ -15,7 +15,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FOLDFLOW_", toml_file="foldflow.toml", extra="forbid", frozen=True)
 
-    bootstrap_servers: str = Field("127.0.0.1:29092", description="Kafka's addresses, `host:port[,host:port…]`.")
+    bootstrap_servers: str = Field(
+        "127.0.0.1:29092",
+        description="Kafka's addresses, `host:port[,host:port…]`; "
+        "`foldflow up` starts a broker for each if all are this machine's loopback.",
+    )
     kafka: dict[str, str] = Field(
         {},
         description='Further librdkafka properties for every client, as JSON: `{"security.protocol": "SSL"}`.',
@@ -28,10 +32,15 @@ class Settings(BaseSettings):
         8, description="Partitions of `inbox` and `decisions`; fixed for good when the topics are made."
     )
     replication_factor: Annotated[int, Field(ge=1)] = Field(
-        1, description="Replicas of each topic: 1 for the embedded cluster, 3 elsewhere."
+        1,
+        description="Replicas of each topic: 1 for one embedded broker (`foldflow up` sets 3 for three), 3 elsewhere.",
     )
     session_timeout_ms: Annotated[int, Field(ge=1000)] = Field(
         10_000, description="After how long a silent processor's partitions go to another, in milliseconds."
+    )
+    stuck_after_s: Annotated[float, Field(ge=1)] = Field(
+        150.0,
+        description="After how long a process that could go on and doesn't ends by itself, to be started anew, in seconds.",
     )
     idle_after_s: Annotated[float, Field(ge=0.1)] = Field(
         30.0, description="After how long a run that waits leaves the orchestrator's memory, with a snapshot, in seconds."
@@ -53,6 +62,16 @@ class Settings(BaseSettings):
     )
     llm_concurrency: Annotated[int, Field(ge=1)] = Field(16, description="LLM calls in flight per worker.")
     tool_concurrency: Annotated[int, Field(ge=1)] = Field(128, description="Tool calls in flight per worker.")
+    breaker_calls: Annotated[int, Field(ge=0, le=1000)] = Field(
+        20, description="Last calls of a model or tool by which a worker judges whether it is down; 0: never."
+    )
+    breaker_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8,
+        description="Share of those that must have failed (no connection, status 5xx, no answer in time) until it is left alone.",
+    )
+    breaker_open_s: Annotated[float, Field(gt=0, le=3600)] = Field(
+        10.0, description="Seconds until one call tries it again; twice as long each time that fails, up to a minute."
+    )
     tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")
     workflow_paths: tuple[Path, ...] = Field((), description="Further workflow definitions (YAML files or folders of them).")
     api_host: str = Field("127.0.0.1", description="Address on which the read API listens.")

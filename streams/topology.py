@@ -14,6 +14,7 @@ from events.topics import (
     SNAPSHOTS,
     SPECS,
     TOOL_CALLS,
+    WORKERS,
     Topic,
 )
 
@@ -31,17 +32,17 @@ class Processor:
 
 
 TOPOLOGY: Final = (
-    Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS), views=(SPECS,), agent=True),
+    Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS, WORKERS), views=(SPECS,), agent=True),
     Processor("deadletter", "intake", DEADLETTER, (), agent=True),
     Processor(
         "orchestrator",
         "orchestrator",
         INBOX,
-        (DECISIONS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS, REQUESTS, INBOX, FINISHED, SNAPSHOTS, DEADLETTER),
+        (DECISIONS, LLM_CALLS, TOOL_CALLS, CANCELLATIONS, REQUESTS, INBOX, FINISHED, SNAPSHOTS, WORKERS, DEADLETTER),
         views=(SPECS,),
     ),
-    Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER), views=(CANCELLATIONS,)),
-    Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER), views=(CANCELLATIONS,)),
+    Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER, WORKERS), views=(CANCELLATIONS,)),
+    Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER, WORKERS), views=(CANCELLATIONS,)),
 )
 
 ROLES: Final = tuple(dict.fromkeys(processor.role for processor in TOPOLOGY))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from events import topics
+from events import codec, topics
 from events.calls import CancelCall, LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
 from events.commands import CancelRun, Parent, RunRequest, WorkflowRequest
 from events.decisions import (
@@ -24,8 +24,8 @@ from events.failure import Failure, FailureKind
 from events.ids import effect_id
 from events.ids import run_id as run_id_of
 from events.results import ChildRunCompleted, ChildRunFailed, InboxMessage
-from streams.envelope import Outgoing, envelope
-from streams.workflow.state import RunEvent
+from streams.envelope import Outgoing, cloud_event, envelope, traceparent
+from streams.workflow.state import RunEvent, RunState
 
 SOURCE: Final = "orchestrator"
 
@@ -42,6 +42,24 @@ class Consequence:
     step: str | None = None
     awaited: str = ""
     ahead: bool = False
+
+    def wanted(self, state: RunState | None) -> bool:
+        """Whether it is still worth saying again, where its run stands now; None: the run is over."""
+        if self.step is None:
+            return True
+        step = state.steps.get(self.step) if state else None
+        return step is not None and step.awaits == self.awaited and not step.settled
+
+
+def decision_record(event: RunEvent, body: bytes, partition: int) -> Outgoing:
+    """Return the record of a decision. What stands in its headers serves people who filter."""
+    decision = event.decision
+    headers = cloud_event("Decision", SOURCE, event.hash.hex(), decision.at)
+    headers.append(("traceparent", traceparent(decision.run_id, event.hash.hex())))
+    headers.append(("foldflow_seq", str(decision.seq).encode()))
+    headers.append(("foldflow_input", type(decision.input).__name__.encode()))
+    headers.append(("foldflow_effects", ",".join(type(effect).__name__ for effect in decision.effects).encode()))
+    return Outgoing(topics.DECISIONS, decision.run_id.encode(), codec.framed(Decision, body), headers, partition)
 
 
 def consequences(event: RunEvent, parent: Parent | None) -> Iterator[Consequence]:
@@ -113,4 +131,4 @@ def _result(effect: Effect, parent: Parent, run_id: str) -> ChildRunCompleted | 
             raise AssertionError(effect)
 
 
-__all__ = ["SOURCE", "Consequence", "consequences"]
+__all__ = ["SOURCE", "Consequence", "consequences", "decision_record"]

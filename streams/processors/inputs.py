@@ -8,14 +8,14 @@ from events import codec
 from events.decisions import Decision, InputIgnored, RunFailed, UnreadableInput
 from events.errors import NotDecodableError
 from events.failure import Failure, FailureKind
-from events.results import InboxMessage, Input
+from events.results import InboxMessage
 from streams.envelope import Incoming
 
 _MAX_EMBEDDED_BYTES: Final = 2 * 1024 * 1024
 
 
-def readable(record: Incoming, run_id: str) -> tuple[Input | None, tuple[str, str] | None]:
-    """Return an inbox record's input, or why it can't be read (reason, detail)."""
+def readable(record: Incoming, run_id: str) -> tuple[InboxMessage | None, tuple[str, str] | None]:
+    """Return what an inbox record says to its run, or why it can't be read (reason, detail)."""
     size = len(record.value or b"")
     if size > _MAX_EMBEDDED_BYTES:  # before it is decoded: a small item can take a hundred times its size in memory
         return None, ("too_large", f"an input of {size:,} bytes; the limit is {_MAX_EMBEDDED_BYTES:,}")
@@ -25,7 +25,7 @@ def readable(record: Incoming, run_id: str) -> tuple[Input | None, tuple[str, st
         return None, ("unreadable", str(error))
     if message.run_id != run_id:
         return None, ("unreadable", f"the key says run {run_id}, the value run {message.run_id}")
-    return message.input, None
+    return message, None
 
 
 def unreadable(record: Incoming, problem: str) -> UnreadableInput:

@@ -19,6 +19,7 @@ from events.results import InboxMessage, TimerFired
 from events.snapshots import RunSnapshot
 from streams.envelope import Outgoing, cloud_event, envelope
 from streams.processors.consequences import SOURCE
+from streams.processors.finished import FinishedIndex, Place
 from streams.processors.shelf import Shelf
 from streams.workflow.chain import Head
 from streams.workflow.payloads import Memory, Payloads
@@ -42,24 +43,30 @@ DUE: Final = "foldflow_due"
 """Header of a snapshot: when the run's next timer is due."""
 
 Specs = Callable[[str], WorkflowSpec | None]
+Newer = Callable[..., bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which partition this is: ids (16 bytes) of the inbox and decisions topics, and how many partitions they have."""
+def nobody_is_newer(schema_id: int, *kinds: type) -> bool:
+    """Say that newer code writes nothing here: where there is one version of the code."""
+    del schema_id, kinds
+    return False
 
-    inbox_id: bytes
-    decisions_id: bytes
-    partition: int
-    partitions: int
+
+class SnapshotDamagedError(Exception):
+    """A run can't be restored from its snapshot. Take over again without it, from the first decision on: those hold all of it."""
+
+    def __init__(self, run_id: str, problem: str) -> None:
+        super().__init__(f"snapshot {problem}")
+        self.run_id = run_id
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What may be committed: the next input's offset, and where reading decisions may start (rule 8)."""
+    """What may be committed: the next input's offset, and where reading decisions and their index may start (rule 8)."""
 
     position: int
     mark: int
+    index: int = 0
 
 
 @dataclass(slots=True)
@@ -76,7 +83,10 @@ class Run:
 
 @dataclass(slots=True)
 class OpenRuns:
-    """What a tenure is made with, and the runs that it holds."""
+    """What a tenure is made with, and the runs that it holds.
+
+    `distrusted`: runs whose snapshots are to be passed over. `newer`: whether newer code writes such records in a schema.
+    """
 
     place: Place
     specs: Specs
@@ -84,15 +94,16 @@ class OpenRuns:
     payloads: Payloads = field(default_factory=Memory)
     shelf: Shelf = field(default_factory=Shelf)
     idle_ms: int = 30_000
+    distrusted: frozenset[str] = frozenset()
+    newer: Newer = nobody_is_newer
     runs: dict[str, Run] = field(default_factory=dict)
-    finished: dict[str, int] = field(default_factory=dict)
+    finished: FinishedIndex = field(init=False)
 
     position: int = field(init=False)
     end: int = field(init=False)
     _holds: list[tuple[int, str]] = field(default_factory=list)
     _timers: list[tuple[int, str, str, str]] = field(default_factory=list)
     _timers_bound: int = 1024
-    _following: set[str] = field(default_factory=set)  # runs from which something follows that the next commit waits for
     # Snapshots that are being written, and those that are of no use any more:
     _keeping: list[tuple[str, int, bytes, bool]] = field(default_factory=list)
     _obsolete: list[str] = field(default_factory=list)
@@ -106,15 +117,25 @@ class OpenRuns:
         return Head(run.state.head, run.state.seq, run.first, partial=True) if run else None
 
     def _unshelved(self, run_id: str, hold: int) -> Run | None:
-        """Bring a run back into memory. `hold`: where reading would have to begin to see what is not in its snapshot."""
+        """Bring a run back into memory. `hold`: where reading would have to begin to see what is not in its snapshot.
+
+        Raises SnapshotDamagedError.
+        """
         found = self.shelf.take(run_id)
         if found is None:
             return None
         seq, value = found
-        kept = codec.decode(value, RunSnapshot)
+        try:
+            kept = codec.decode(value, RunSnapshot)
+            state = restore(kept)
+        except Exception as error:  # whatever a damaged or forged one makes the restoring raise
+            raise SnapshotDamagedError(run_id, f"{run_id}/{seq}: {type(error).__name__}: {error}") from error
+        if (kept.run_id, kept.seq) != (run_id, seq):
+            raise SnapshotDamagedError(run_id, f"{run_id}/{seq}: it is that of {kept.run_id}/{kept.seq}")
         if kept.decisions_topic_id != self.place.decisions_id or run_id in self.finished:
+            self._superseded.append(f"{run_id}/{seq}")  # its deletion was lost with a former owner
             return None
-        run = self.runs[run_id] = Run(restore(kept), None, kept.first_offset, hold, kept=seq)
+        run = self.runs[run_id] = Run(state, None, kept.first_offset, hold, kept=seq)
         heapq.heappush(self._holds, (hold, run_id))
         self._set_all_timers(run_id, run.state)
         return run
@@ -122,7 +143,8 @@ class OpenRuns:
     def keep_idle(self, now: int) -> list[Outgoing]:
         """Return the snapshots that must be acknowledged before the next commit, which then puts their runs on the shelf.
 
-        Call it when everything is settled. A run that is busy for long has a snapshot too, so that it doesn't hold the mark.
+        Call it when everything is settled and what follows is acknowledged: who takes over looks at those decisions no more. A
+        run that is busy for long has a snapshot too, so that it doesn't hold the mark.
         """
         records = [Outgoing(topics.SNAPSHOTS, key.encode(), None, [], self.place.partition) for key in self._superseded]
         self._superseded.clear()
@@ -141,13 +163,10 @@ class OpenRuns:
         return records
 
     def _kept(self, run_id: str, run: Run, *, shelve: bool) -> list[Outgoing]:
-        """Return a run's snapshot; none for one that has decided inputs ahead of the position, or is too large.
-
-        Nor for one from which something follows that isn't acknowledged: who took over would not look at those decisions again.
-        """
+        """Return a run's snapshot; none for one that has decided inputs ahead of the position, or is too large."""
         state = run.state
         ahead = state.last_topic_id == self.place.inbox_id and state.last_offset >= self.position
-        if run.first is None or ahead or run_id in self._following:
+        if run.first is None or ahead:
             return []
         snapshot = keep(run_id, state, self.place.decisions_id, run.first)
         value = codec.encode(snapshot)
@@ -246,4 +265,4 @@ class OpenRuns:
                 yield envelope(topics.INBOX, run_id, message, source=SOURCE, identity=timer_id, run_id=run_id, at_ms=due)
 
 
-__all__ = ["DUE", "MAX_DECISION_BYTES", "Commit", "OpenRuns", "Place", "Run", "Specs"]
+__all__ = ["DUE", "MAX_DECISION_BYTES", "Commit", "OpenRuns", "Place", "Run", "SnapshotDamagedError", "Specs"]

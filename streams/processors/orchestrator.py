@@ -5,23 +5,26 @@ offsets, index what finished) and then commit. How a tenure judges is in tenure.
 """
 
 import json
+import math
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from events import codec, topics
-from events.decisions import FinishedRun
-from events.errors import NotDecodableError
+from events import topics
+from events.errors import NewerCodeError, NotDecodableError
 from streams import kafka
 from streams.envelope import Incoming, Outgoing
 from streams.kafka import Acks, Cluster
 from streams.payloads import PayloadStore, PayloadStoreError
-from streams.processors.tenure import Commit, Place, SpecUnknownError, Tenure
+from streams.processors.tenure import Commit, Place, SnapshotDamagedError, SpecUnknownError, Tenure
+from streams.processors.watchdog import Progress
 from streams.registry import SpecRegistry
+from streams.schemas import Schemas
 from streams.settings import Settings
 from streams.workflow.payloads import PayloadMissingError
 
@@ -34,6 +37,8 @@ SETTLE_AT_MOST: Final = 20_000
 """Own decisions at which a batch is settled even sooner."""
 PATIENCE_S: Final = 30.0
 """How long an input waits for a workflow version that nobody has registered, or a payload that nobody has stored."""
+GIVEN_UP_S: Final = 300.0
+"""How long no other input waits for a version that was given up."""
 
 
 @dataclass(slots=True)
@@ -61,15 +66,20 @@ class Orchestrator:
         self.holdings: dict[int, Holding] = {}
         self.ready = threading.Event()
         self._settled_at = 0.0
+        self._reading = False
+        self._distrusted: set[str] = set()  # runs whose snapshots are damaged
+        self._given_up: dict[str, float] = {}  # versions that nobody registered, and when that was given up
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set.
 
-        Raises DeliveryFailedError: then nothing more may be committed, and a new start takes over.
+        Raises DeliveryFailedError: then nothing more may be committed, and a new start takes over; and NewerCodeError: then
+        only newer code may go on.
         """
         self.cluster: Cluster = kafka.connect(self.settings)
         self.specs = SpecRegistry(self.settings)
         self.specs.refresh()
+        self.schemas = Schemas(self.settings)
         self.payloads = PayloadStore(self.settings)
         self.log_reader = kafka.reader(self.settings)
         # As the topic `decisions` has it: another codec would make the broker compress every decision anew.
@@ -78,13 +88,23 @@ class Orchestrator:
         self.consumer.subscribe([self.inbox], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
-                self._round()
+                try:
+                    self._round()
+                except SnapshotDamagedError as damaged:
+                    self._distrust(damaged)
             self._settle(wait=True)
+        except NewerCodeError:
+            self._settle(wait=True)  # what was decided before counts
+            raise
         finally:
             self.holdings.clear()
             self.consumer.close()
             self.log_reader.close()
             self.specs.close()
+
+    def progress(self) -> Progress:
+        """Return how far it has come; for the watchdog. While it takes over there is nothing to say."""
+        return Progress({partition: holding.tenure.position for partition, holding in list(self.holdings.items())}, self._reading)
 
     # --- One round: inputs, timers, settling ---
 
@@ -137,17 +157,31 @@ class Orchestrator:
         """Return what follows from an input, after a look for its workflow version if that isn't known yet."""
         try:
             return tenure.take(record)
-        except SpecUnknownError:
+        except SpecUnknownError as unknown:
             self.specs.refresh()
+            # Once is enough: requests that name what nobody registered must not hold a partition up one by one.
+            give_up = give_up or time.monotonic() - self._given_up.get(unknown.digest, -math.inf) <= GIVEN_UP_S
+            if give_up and self.specs.get(unknown.digest) is None:
+                self._given_up[unknown.digest] = time.monotonic()
         except PayloadMissingError:
             if not give_up:
                 raise
         return tenure.take(record, give_up=give_up)
 
+    def _distrust(self, damaged: SnapshotDamagedError) -> None:
+        """Begin again without a run's snapshots: its decisions hold all that they did."""
+        self._note_damaged(damaged)
+        kafka.flush(self.producer, *(acks for holding in self.holdings.values() for acks in (holding.decisions, holding.others)))
+        self._take_over(list(self.holdings), seek=True)
+
     def _resume_waiting(self) -> None:
         waiting = [TopicPartition(self.inbox, p) for p, holding in self.holdings.items() if holding.waits_since is not None]
         if waiting:
             self.consumer.resume(waiting)
+
+    def _note_damaged(self, damaged: SnapshotDamagedError) -> None:
+        log.error("orchestrator.snapshot_damaged", run_id=damaged.run_id, problem=str(damaged))
+        self._distrusted.add(damaged.run_id)
 
     # --- Settling and committing ---
 
@@ -158,15 +192,18 @@ class Orchestrator:
             return
         acks = [each for holding in self.holdings.values() for each in (holding.decisions, holding.others)]
         kafka.flush(self.producer, *acks)
-        index = Acks()
         for partition, holding in list(self.holdings.items()):
             if not self._check(partition, holding):
                 log.warning("orchestrator.overtaken", partition=partition)
                 self._take_over([partition], seek=True)
-            tenure = self.holdings[partition].tenure
-            for entry in (*tenure.index_entries(), *tenure.keep_idle(time.time_ns() // 1_000_000)):
-                kafka.produce(self.producer, self.settings, entry, index)
-        kafka.flush(self.producer, index)
+        self._deliver([record for holding in self.holdings.values() for record in holding.tenure.follows()])
+        entries = []
+        for partition, holding in self.holdings.items():
+            tenure = holding.tenure
+            entries += tenure.index_entries()
+            entries += self._packed(partition, tenure)
+            entries += tenure.keep_idle(time.time_ns() // 1_000_000)
+        self._deliver(entries)
         offsets = [offset for p, holding in self.holdings.items() if (offset := self._committable(p, holding))]
         if not offsets:
             return
@@ -174,6 +211,21 @@ class Orchestrator:
             self.consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
         except KafkaException as error:  # the group moved on; a lost commit costs time only
             log.info("orchestrator.not_committed", error=str(error))
+
+    def _deliver(self, records: list[Outgoing]) -> None:
+        """Produce records and wait until all are acknowledged."""
+        acks = Acks()
+        for record in records:
+            kafka.produce(self.producer, self.settings, record, acks)
+        if records:
+            kafka.flush(self.producer, acks)
+
+    def _packed(self, partition: int, tenure: Tenure) -> list[Outgoing]:
+        """Return the index, packed, if that is due: all that stands in its partition, whoever wrote it."""
+        if not tenure.pack_due:
+            return []
+        self._read_index({partition: tenure})
+        return tenure.pack()
 
     def _check(self, partition: int, holding: Holding) -> bool:
         """Compare the offsets of the own decisions with what was read; False: somebody else's decisions count."""
@@ -190,10 +242,8 @@ class Orchestrator:
         commit = holding.tenure.commit()
         if commit == before:
             return None
-        ids = self.cluster.ids
-        metadata = json.dumps(
-            {"mark": commit.mark, "inbox": ids[topics.INBOX.name].hex(), "decisions": ids[topics.DECISIONS.name].hex()}
-        )
+        ids = {topic.name: self.cluster.ids[topic.name].hex() for topic in (topics.INBOX, topics.DECISIONS, topics.FINISHED)}
+        metadata = json.dumps({"mark": commit.mark, "index": commit.index, **ids})
         return TopicPartition(self.inbox, partition, commit.position, metadata)
 
     # --- Tenures begin and end ---
@@ -220,14 +270,19 @@ class Orchestrator:
 
     def _take_over(self, partitions: list[int], *, seek: bool) -> None:
         """Fetch position and mark, then read the index and the decisions, and go on from the position."""
-        places = [TopicPartition(self.inbox, partition) for partition in partitions]
-        committed = {each.partition: each for each in self.consumer.committed(places, timeout=30.0)}
-        starts = []
-        for partition in partitions:
-            began = time.monotonic()
-            tenure = self._new_tenure(partition, committed[partition])
+        began, self._reading = time.monotonic(), True
+        committed = kafka.committed(self.consumer, [TopicPartition(self.inbox, partition) for partition in partitions])
+        while True:
+            tenures = {each.partition: self._new_tenure(each) for each in committed}
+            try:
+                self._read_all(tenures)
+            except SnapshotDamagedError as damaged:
+                self._note_damaged(damaged)
+            else:
+                break
+        self._reading = False
+        for partition, tenure in tenures.items():
             self.holdings[partition] = Holding(tenure)
-            starts.append(TopicPartition(self.inbox, partition, tenure.position))
             log.info(
                 "orchestrator.took_over",
                 partition=partition,
@@ -236,47 +291,69 @@ class Orchestrator:
                 end=tenure.end,
                 open_runs=len(tenure.runs),
                 shelved_runs=len(tenure.shelf),
+                finished_runs=len(tenure.finished),
                 seconds=round(time.monotonic() - began, 3),
             )
             for run_id, problem in tenure.broken.items():
                 log.error("orchestrator.integrity", run_id=run_id, problem=problem)
+        starts = [TopicPartition(self.inbox, partition, tenure.position) for partition, tenure in tenures.items()]
         if seek:
             for start in starts:
                 self.consumer.seek(start)
         else:
             self.consumer.incremental_assign(starts)
 
-    def _new_tenure(self, partition: int, committed: TopicPartition) -> Tenure:
-        ids = self.cluster.ids
-        inbox_id, decisions_id = ids[topics.INBOX.name], ids[topics.DECISIONS.name]
-        place = Place(inbox_id, decisions_id, partition, self.cluster.partitions[topics.INBOX.name])
-        base, idle_ms = committed_base(committed, inbox_id, decisions_id), round(self.settings.idle_after_s * 1000)
-        tenure = Tenure(place, self.specs.get, base, self.payloads, idle_ms=idle_ms)
-        for message in kafka.read_partition(self.log_reader, self.snapshots, partition, 0):
+    def _new_tenure(self, committed: TopicPartition) -> Tenure:
+        ids, count, partition = self.cluster.ids, self.cluster.partitions[topics.INBOX.name], committed.partition
+        place = Place(ids[topics.INBOX.name], ids[topics.DECISIONS.name], partition, count)
+        base, idle_ms = committed_base(committed, ids), round(self.settings.idle_after_s * 1000)
+        distrusted = frozenset(run for run in self._distrusted if topics.partition_for(run.encode(), count) == partition)
+        if distrusted:
+            base = replace(base, mark=0)
+        newer = self.schemas.newer
+        return Tenure(place, self.specs.get, base, self.payloads, idle_ms=idle_ms, distrusted=distrusted, newer=newer)
+
+    def _read_all(self, tenures: dict[int, Tenure]) -> None:
+        """Let new tenures read snapshots, index and decisions, in this order, and look at the inputs to come."""
+        for message in self._read(self.snapshots, dict.fromkeys(tenures, 0)):
             record = kafka.incoming(message)
-            tenure.snapshot_read(record.key, record.value, record.headers)
-        for message in kafka.read_partition(self.log_reader, self.finished, partition, 0):
+            tenures[record.partition].snapshot_read(record.key, record.value, record.headers)
+        self._read_index(tenures)
+        for message in self._read(self.decisions, {partition: tenure.base.mark for partition, tenure in tenures.items()}):
+            tenures[message.partition() or 0].read(message.offset() or 0, message.value())
+        for tenure in tenures.values():
+            tenure.begin(tenure.end)
+        ahead = {partition: tenure.position for partition, tenure in tenures.items() if tenure.awaits_answers()}
+        for message in self._read(self.inbox, ahead):
+            tenures[message.partition() or 0].look_ahead(kafka.incoming(message))
+
+    def _read(self, topic: str, starts: dict[int, int]) -> Iterator[Message]:
+        """Yield the records of these partitions up to their ends, all of them fetched together."""
+        return kafka.read_partitions(self.log_reader, topic, starts)
+
+    def _read_index(self, tenures: dict[int, Tenure]) -> None:
+        """Let tenures read the index of finished runs, from where they have read it to its end."""
+        for message in self._read(self.finished, {partition: tenure.finished.end for partition, tenure in tenures.items()}):
+            tenure, offset = tenures[message.partition() or 0], message.offset() or 0
             try:
-                tenure.index_read((message.key() or b"").decode("utf-8", "replace"), codec.decode(message.value(), FinishedRun))
+                tenure.index_read(offset, message.key(), message.value())
             except NotDecodableError as error:
-                log.warning("finished.unreadable", partition=partition, offset=message.offset(), problem=str(error))
-        for message in kafka.read_partition(self.log_reader, self.decisions, partition, tenure.base.mark):
-            tenure.read(message.offset() or 0, message.value())
-        tenure.begin(tenure.end)
-        return tenure
+                log.warning("finished.unreadable", partition=message.partition(), offset=offset, problem=str(error))
 
 
-def committed_base(committed: TopicPartition, inbox_id: bytes, decisions_id: bytes) -> Commit:
-    """Return the committed position and mark; without metadata, or of topics made anew since, offset 0 is always safe."""
+def committed_base(committed: TopicPartition, ids: Mapping[str, bytes]) -> Commit:
+    """Return what was committed; without metadata, or of topics made anew since, offset 0 is always safe. `ids`: by our names."""
     if committed.offset < 0:
         return Commit(0, 0)
+    inbox, decisions, finished = (ids[topic.name].hex() for topic in (topics.INBOX, topics.DECISIONS, topics.FINISHED))
     try:
         metadata = json.loads(committed.metadata or "{}")
-        position = committed.offset if metadata.get("inbox", inbox_id.hex()) == inbox_id.hex() else 0
-        mark = int(metadata.get("mark", 0)) if metadata.get("decisions") == decisions_id.hex() else 0
+        position = committed.offset if metadata.get("inbox", inbox) == inbox else 0
+        mark = int(metadata.get("mark", 0)) if metadata.get("decisions") == decisions else 0
+        index = int(metadata.get("index", 0)) if metadata.get("finished") == finished else 0
     except (ValueError, AttributeError, TypeError):  # somebody else's commit: an offset, but no mark of ours
         return Commit(committed.offset, 0)
-    return Commit(position, mark)
+    return Commit(position, mark, index)
 
 
 __all__ = ["GROUP", "Orchestrator", "committed_base"]

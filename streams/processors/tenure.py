@@ -11,24 +11,28 @@ The rules are numbered as in the design's section "The ledger protocol". Safety 
 """
 
 import heapq
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import structlog
 
 from events import codec, topics
-from events.commands import Parent, StartRun
-from events.decisions import Decision, FinishedRun, UnreadableInput
-from events.errors import NotDecodableError, UnknownSchemaError
+from events.commands import RequestPlace, StartRun
+from events.decisions import Decision, FinishedRun, FinishedRuns, UnreadableInput
+from events.errors import NewerCodeError, NotDecodableError
 from events.failure import FailureKind
 from events.ids import chain_hash
 from events.ids import run_id as run_id_of
-from events.results import Input
+from events.results import InboxMessage, Input
 from events.snapshots import RunSnapshot
-from streams.envelope import Incoming, Outgoing, cloud_event, dead_letter, envelope, traceparent
-from streams.processors.consequences import SOURCE, Consequence, consequences
+from streams.envelope import Incoming, Outgoing, dead_letter, envelope
+from streams.processors.ahead import Ahead
+from streams.processors.consequences import SOURCE, Consequence, consequences, decision_record
+from streams.processors.finished import PACK_AT, FinishedIndex, Place, Without
 from streams.processors.inputs import failing, readable, unreadable
-from streams.processors.open_runs import DUE, MAX_DECISION_BYTES, Commit, OpenRuns, Place, Run, Specs
+from streams.processors.open_runs import DUE, MAX_DECISION_BYTES, Commit, OpenRuns, Run, SnapshotDamagedError, Specs
 from streams.workflow.chain import Chain, Head, Verdict
 from streams.workflow.decider import decide
 from streams.workflow.evolve import evolve
@@ -38,64 +42,72 @@ from streams.workflow.state import INITIAL, RunEvent
 
 log = structlog.get_logger()
 
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+"""A number that is one for SQLite too."""
+
 
 class SpecUnknownError(Exception):
     """An input needs a workflow version that is not known yet: look again, and tell `take` when to give up waiting."""
 
-
-class NewerCodeError(Exception):
-    """The partition holds decisions that this code can't read: only newer code may own it. Upgrade this process."""
+    def __init__(self, digest: str) -> None:
+        super().__init__(digest)
+        self.digest = digest
 
 
 @dataclass(slots=True)
 class Tenure(OpenRuns):
     """One partition in the hands of one owner. Make it with what was committed last (`position` and `mark`, fetched first)."""
 
+    pack_at: int = PACK_AT
     ignored: int = 0
     broken: dict[str, str] = field(default_factory=dict)
 
     _chain: Chain = field(init=False)
-    _decided: dict[int, RunEvent] = field(default_factory=dict)
-    _indexed: set[str] = field(default_factory=set)
+    _ahead: Ahead = field(default_factory=Ahead)
     _unindexed: list[str] = field(default_factory=list)
-    _ended_ahead: dict[str, tuple[int, Parent | None]] = field(default_factory=dict)
+    _ended: dict[str, Run] = field(default_factory=dict)  # read as ended, not indexed: their snapshots go with the entry
     # Since the last settlement:
     _own: list[tuple[str, int]] = field(default_factory=list)
     _before: dict[str, Head] = field(default_factory=dict)
     _closed: dict[str, Run] = field(default_factory=dict)
-    _later: list[tuple[str, Outgoing]] = field(default_factory=list)  # what follows, once these decisions count, by run
+    _later: list[Outgoing] = field(default_factory=list)  # what follows, once these decisions count
 
     def __post_init__(self) -> None:
         self.position = self.base.position
         self.end = self.base.mark
+        self.finished = FinishedIndex(self.place, self.base.index)
         self._chain = Chain(self.finished, restored=self._restored)
 
     # --- Taking over (rule 6) ---
 
-    def index_read(self, run_id: str, entry: FinishedRun) -> None:
-        """Take an entry of the finished-run index; one about a former decisions topic says nothing."""
-        if entry.decisions_topic_id == self.place.decisions_id:
-            self.finished[run_id] = entry.first_offset
-            self._indexed.add(run_id)
-            if found := self.shelf.take(run_id):  # its deletion was lost with its last owner
-                self._superseded.append(f"{run_id}/{found[0]}")
+    def index_read(self, offset: int, key: bytes | None, value: bytes | None) -> None:
+        """Take a record of the index's partition, in order: a finished run, or a pack of them, if about this decisions topic.
+
+        Raises NotDecodableError for what is no entry, and NewerCodeError: who passes over an entry starts its run again.
+        """
+        self._refuse_newer(f"offset {offset} of the index", value, FinishedRun, FinishedRuns)
+        run_id = self.finished.read(offset, key, value)
+        if run_id is not None and (found := self.shelf.take(run_id)):  # its deletion was lost with its last owner
+            self._superseded.append(f"{run_id}/{found[0]}")
 
     def snapshot_read(self, key: bytes | None, value: bytes | None, headers: Mapping[str, bytes | None]) -> None:
         """Take a record of the snapshots partition; call it before `index_read`: a snapshot goes when its run is indexed.
 
-        Raises NewerCodeError, as `read` does.
+        Raises NewerCodeError, as everything does that is read here.
         """
         run_id, _, number = (key or b"").decode("utf-8", "replace").rpartition("/")
-        if not number.isdigit():
+        if not _NUMBER.fullmatch(number):
+            return
+        if run_id in self.distrusted:
+            self._obsolete += [f"{run_id}/{number}"] if value is not None else []
             return
         if value is None:
             self.shelf.drop(run_id, int(number))
             return
-        kind = codec.kind_of(value)
-        if kind is None:
-            raise NewerCodeError(f"partition {self.place.partition}: a snapshot of run {run_id} in an unknown schema")
-        if kind is RunSnapshot:
-            self.shelf.put(run_id, int(number), int(headers.get(DUE) or b"0"), value)
+        self._refuse_newer("a snapshot", value, RunSnapshot)
+        if codec.kind_of(value) is RunSnapshot:
+            due = (headers.get(DUE) or b"0").decode("ascii", "replace")
+            self.shelf.put(run_id, int(number), int(due) if _NUMBER.fullmatch(due) else 0, value)
 
     def read(self, offset: int, value: bytes | None) -> Verdict:
         """Take the record at an offset of the decisions partition; call it in order, from the mark to the end.
@@ -111,33 +123,44 @@ class Tenure(OpenRuns):
         if verdict is not Verdict.ACCEPTED:
             return verdict
         if decision.input_topic_id == self.place.inbox_id and decision.input_offset >= self.base.position:
-            self._decided[decision.input_offset] = event
+            self._ahead.decided[decision.input_offset] = event
         run = self.runs.get(decision.run_id)
         if run is None:
             run = self.runs[decision.run_id] = Run(INITIAL, None, offset, offset)
             heapq.heappush(self._holds, (offset, decision.run_id))
-        run.state = evolve(run.state, event)
+        try:
+            run.state = evolve(run.state, event)
+        except Exception as error:  # a forged decision that extends the chain, and fits no state
+            log.exception("tenure.no_state", run_id=decision.run_id, offset=offset)
+            self._chain.broken[decision.run_id] = f"offset {offset}: decision {decision.seq} fits no state: {error!r}"
+            return Verdict.BROKEN
         run.touched = decision.at
         if run.state.over:
             assert run.first is not None
-            if decision.input_offset in self._decided:
-                self._ended_ahead[decision.run_id] = decision.input_offset, run.state.parent
+            if decision.input_offset in self._ahead.decided:
+                self._ahead.ended[decision.run_id] = decision.input_offset, run.state.parent
             del self.runs[decision.run_id]
-            self._supersede(decision.run_id, run)
-            self.finished[decision.run_id] = run.first
-            if decision.run_id not in self._indexed:
+            if decision.run_id in self.finished:
+                self._supersede(decision.run_id, run)
+            else:
                 self._unindexed.append(decision.run_id)
+                self._ended[decision.run_id] = run
+            self.finished[decision.run_id] = run.first
         return verdict
 
     def _decoded(self, offset: int, value: bytes | None) -> Decision | None:
-        """Return a record's decision, None for what is none. Raises NewerCodeError."""
+        """Return a record's decision, None for what is none."""
         try:
             return codec.decode(value, Decision)
-        except UnknownSchemaError as error:
-            raise NewerCodeError(f"partition {self.place.partition}, offset {offset}: {error}; upgrade this process") from error
         except NotDecodableError:
+            self._refuse_newer(f"decision {offset}", value, Decision)
             self.ignored += 1
             return None
+
+    def _refuse_newer(self, what: str, value: bytes | None, *kinds: type) -> None:
+        schema_id = codec.unknown_schema(value)
+        if schema_id is not None and self.newer(schema_id, *kinds):
+            raise NewerCodeError(f"{what} (partition {self.place.partition})", schema_id)
 
     def begin(self, end: int) -> None:
         """Everything before `end` was read: from now on inputs are taken."""
@@ -150,16 +173,29 @@ class Tenure(OpenRuns):
         for run_id, run in self.runs.items():
             self._set_all_timers(run_id, run.state)
 
+    def awaits_answers(self) -> bool:
+        """Say whether calls may have to be made again: then `look_ahead` wants the inputs from the position to the end."""
+        events = [(event, self.runs.get(event.decision.run_id)) for event in self._ahead.decided.values()]
+        follows = ((each, run) for event, run in events for each in self._consequences(event))
+        return self._ahead.await_answers(
+            each.awaited for each, run in follows if each.step and each.wanted(run.state if run else None)
+        )
+
+    def look_ahead(self, record: Incoming) -> None:
+        """Take note of an input still to come: a call that it answers was made, and isn't to be made again."""
+        self._ahead.look(record)
+
     # --- Inputs (rules 2, 3, 6) ---
 
     def take(self, record: Incoming, *, give_up: bool = False) -> list[Outgoing]:
         """Judge one input and return what must be written, the decision first.
 
         Raises SpecUnknownError or PayloadMissingError, with nothing changed, when the run's workflow version isn't known or a
-        payload that it looks into can't be had; with `give_up` that run fails.
+        payload that it looks into can't be had; with `give_up` that run fails. NewerCodeError and SnapshotDamagedError end the
+        tenure.
         """
         run_id = (record.key or b"").decode("utf-8", "replace")
-        known = self._decided.get(record.offset)
+        known = self._ahead.decided.get(record.offset)
         if known is not None:
             self.position = record.offset + 1
             return self._emitted_again(known, record)
@@ -167,8 +203,10 @@ class Tenure(OpenRuns):
         if run and run.state.last_topic_id == self.place.inbox_id and record.offset <= run.state.last_offset:
             self.position = record.offset + 1
             return []
-        cause: Input | UnreadableInput | None
-        cause, problem = readable(record, run_id)
+        message, problem = readable(record, run_id)
+        cause: Input | UnreadableInput | None = message.input if message else None
+        if message is None:
+            self._refuse_newer(f"input {record.offset}", record.value, InboxMessage)
         if run is None:
             problem = problem or self._start_problem(run_id, cause)
             if problem or run_id in self.finished or not isinstance(cause, StartRun):
@@ -181,7 +219,7 @@ class Tenure(OpenRuns):
         if cause is None:
             cause = unreadable(record, problem[1] if problem else "")
         try:
-            outgoing = self._decide(run_id, run, record, cause, give_up=give_up)
+            outgoing = self._decide(run_id, run, record, cause, message.said if message else None, give_up=give_up)
         except PayloadError:
             if run.state.seq == 0:
                 del self.runs[run_id]
@@ -211,12 +249,19 @@ class Tenure(OpenRuns):
         return None
 
     def _decide(
-        self, run_id: str, run: Run, record: Incoming, cause: Input | UnreadableInput, *, give_up: bool
+        self,
+        run_id: str,
+        run: Run,
+        record: Incoming,
+        cause: Input | UnreadableInput,
+        said: RequestPlace | None,
+        *,
+        give_up: bool,
     ) -> list[Outgoing]:
-        state = run.state
-        decision = Decision(run_id, state.seq + 1, state.head, self.place.inbox_id, record.offset, record.timestamp, cause, ())
+        state, place, at = run.state, self.place, record.timestamp
+        decision = Decision(run_id, state.seq + 1, state.head, place.inbox_id, record.offset, at, cause, (), said)
         try:
-            decision = replace(decision, effects=decide(run.spec, state, cause, record.timestamp, self.payloads))
+            decision = replace(decision, effects=decide(run.spec, state, cause, at, self.payloads, said))
             body = codec.body(decision)
         except PayloadError as missing:
             if not (give_up and isinstance(missing, PayloadMissingError)):
@@ -248,31 +293,22 @@ class Tenure(OpenRuns):
             if each.ahead:
                 follow.append(each.record)
             else:
-                self._later.append((run_id, each.record))
+                self._later.append(each.record)
         if isinstance(decision.input, UnreadableInput):
             follow.append(self._dead_letter(record, run_id, "unreadable", decision.input.problem))
-        return [self._record(event, body), *follow]
+        return [decision_record(event, body, self.place.partition), *follow]
 
     # --- What follows from a decision: the same, whenever it is said ---
 
-    def _record(self, event: RunEvent, body: bytes) -> Outgoing:
-        decision = event.decision
-        headers = cloud_event("Decision", SOURCE, event.hash.hex(), decision.at)
-        headers.append(("traceparent", traceparent(decision.run_id, event.hash.hex())))
-        headers.append(("foldflow_seq", str(decision.seq).encode()))
-        headers.append(("foldflow_input", type(decision.input).__name__.encode()))
-        headers.append(("foldflow_effects", ",".join(type(effect).__name__ for effect in decision.effects).encode()))
-        value = codec.framed(Decision, body)
-        return Outgoing(topics.DECISIONS, decision.run_id.encode(), value, headers, self.place.partition)
-
     def _emitted_again(self, event: RunEvent, record: Incoming) -> list[Outgoing]:
-        """Return what follows from a former tenure's decision, but for calls that nobody waits for any more.
+        """Return what follows from a former tenure's decision, but for calls that are answered or that nobody waits for.
 
-        Those were answered or given up, or the run is over: once more would only be paid once more.
+        Those were given up, or the run is over, or what they wait for is on the inbox: once more would only be paid once more.
         """
         decision = event.decision
         run = self.runs.get(decision.run_id)
-        again = [each.record for each in self._consequences(event) if _wanted(each, run)]
+        wanted = (each for each in self._consequences(event) if each.wanted(run.state if run else None))
+        again = [each.record for each in wanted if each.awaited not in self._ahead.answered]
         if isinstance(decision.input, UnreadableInput):
             again.append(self._dead_letter(record, decision.run_id, "unreadable", decision.input.problem))
         return again
@@ -281,7 +317,7 @@ class Tenure(OpenRuns):
         """Yield what follows from a decision, of this tenure or a former one."""
         run_id = event.decision.run_id
         run = self.runs.get(run_id) or self._closed.get(run_id)
-        return consequences(event, run.state.parent if run else self._ended_ahead.get(run_id, (0, None))[1])
+        return consequences(event, run.state.parent if run else self._ahead.parent(run_id))
 
     def _dead_letter(self, record: Incoming, run_id: str, reason: str, detail: str) -> Outgoing:
         return dead_letter(record, reason, detail, SOURCE, run_id=run_id)
@@ -313,8 +349,7 @@ class Tenure(OpenRuns):
         `records`: the partition from `end` up to the own last record. False: the tenure is over, its state is worthless.
         """
         heads = dict(self._before)
-        finished = {run: first for run, first in self.finished.items() if run not in self._before}
-        chain = Chain(finished, heads, self._restored)
+        chain = Chain(Without(self.finished, self._before), heads, self._restored)
         for offset, value in records:
             decision = self._decoded(offset, value)
             if decision is None:
@@ -355,48 +390,58 @@ class Tenure(OpenRuns):
         self._before.clear()
         self._closed.clear()
 
+    def follows(self) -> list[Outgoing]:
+        """Return what follows now that the decisions count. It must be acknowledged before the index says that runs are over."""
+        records, self._later = self._later, []
+        return records
+
     def index_entries(self) -> list[Outgoing]:
-        """Return what must be acknowledged before the next commit: index entries, and what follows now that decisions count."""
-        entries = [record for _, record in self._later]
-        self._following = {run_id for run_id, _ in self._later}
-        self._later.clear()
-        for run_id in self._unindexed:
-            entry = FinishedRun(self.place.decisions_id, self.finished[run_id])
+        """Return what must be acknowledged before the next commit: entries of the index, and deletions of its older packs."""
+        assert not self._later
+        entries = []
+        # Not before what follows from a run's end is said: who finds the entry looks at its decisions no more.
+        ahead = [run_id for run_id in self._unindexed if self._ahead.ends(run_id, self.position)]
+        for run_id in dict.fromkeys(self._unindexed):
+            if run_id in ahead:
+                continue
+            if run := self._ended.pop(run_id, None):
+                self._supersede(run_id, run)
+            first = self.finished.get(run_id)
+            assert first is not None
+            entry = FinishedRun(self.place.decisions_id, first)
             message = envelope(topics.FINISHED, run_id, entry, source=SOURCE, identity=run_id, run_id=run_id)
             entries.append(Outgoing(message.topic, message.key, message.value, message.headers, self.place.partition))
-        self._unindexed.clear()
-        return entries
+        self._unindexed = ahead
+        return entries + self.finished.deletions()
+
+    @property
+    def pack_due(self) -> bool:
+        """Whether the index should be packed, when everything is settled: read its partition on to the end first."""
+        return self.finished.worth_packing(self.pack_at)
+
+    def pack(self) -> list[Outgoing]:
+        """Return the whole index, packed, to be acknowledged before the next commit."""
+        return self.finished.pack(without=frozenset(self._unindexed))
 
     def commit(self) -> Commit:
         """Return what may be committed now: everything taken is settled and indexed."""
         assert not self._own
-        assert not self._unindexed
         assert not self._later
         self._shelve()
-        self._following.clear()
         self._superseded += self._obsolete
         self._obsolete.clear()
         while self._holds and not self._holds_the_mark(*self._holds[0]):
             heapq.heappop(self._holds)
-        for run_id in [run_id for run_id, (offset, _) in self._ended_ahead.items() if offset < self.position]:
-            del self._ended_ahead[run_id]
-        for offset in [offset for offset in self._decided if offset < self.position]:
-            del self._decided[offset]
-        self.base = Commit(self.position, min(self._holds[0][0], self.end) if self._holds else self.end)
+        self._ahead.passed(self.position)
+        self.finished.acknowledged()
+        mark = min(self._holds[0][0], self.end) if self._holds else self.end
+        self.base = Commit(self.position, mark, self.finished.start)
         return self.base
 
     def _holds_the_mark(self, hold: int, run_id: str) -> bool:
         """Whether a run is open, or was finished by an input still to come, whose decision is needed to emit again."""
         run = self.runs.get(run_id)
-        return (run is not None and run.hold == hold) or self._ended_ahead.get(run_id, (-1, None))[0] >= self.position
+        return (run is not None and run.hold == hold) or self._ahead.ends(run_id, self.position)
 
 
-def _wanted(consequence: Consequence, run: Run | None) -> bool:
-    """Whether what follows from a decision is still worth saying again."""
-    if consequence.step is None:
-        return True
-    step = run.state.steps.get(consequence.step) if run else None
-    return step is not None and step.awaits == consequence.awaited and not step.settled
-
-
-__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SpecUnknownError", "Specs", "Tenure"]
+__all__ = ["Commit", "NewerCodeError", "Place", "Run", "SnapshotDamagedError", "SpecUnknownError", "Specs", "Tenure"]

@@ -261,9 +261,9 @@ class _Again:
             case UnreadableInput(), (InputIgnored(), RunFailed()):
                 return decision.effects  # not decided: it stands for one that could not be written
             case _, (RunFailed(step=None, failure=failure),) if failure.kind == FailureKind.UNKNOWN_WORKFLOW:
-                return decide(None, self.state, decision.input, decision.at, self.payloads)
+                return decide(None, self.state, decision.input, decision.at, self.payloads, decision.said)
             case _:
-                return decide(self.spec, self.state, decision.input, decision.at, self.payloads)
+                return decide(self.spec, self.state, decision.input, decision.at, self.payloads, decision.said)
 
 
 class _RefusedError(Exception):

@@ -7,9 +7,10 @@ What can't happen to them is a record that extends nothing that was ever there: 
 That run is set aside, the rest goes on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from events.decisions import Decision, RunCancelled, RunCompleted, RunFailed
 from events.ids import FIRST_PREV
@@ -42,6 +43,13 @@ class Head:
 NEW = Head()
 
 
+class Finished(Protocol):
+    """Runs known to be over, with the offset of their first decision; a dict will do."""
+
+    def get(self, run_id: str, /) -> int | None:
+        """Return the offset, None for a run of which nothing is known."""
+
+
 def ends_run(decision: Decision) -> bool:
     """Whether a decision is its run's last one."""
     return any(isinstance(effect, RunCompleted | RunFailed | RunCancelled) for effect in decision.effects)
@@ -49,12 +57,12 @@ def ends_run(decision: Decision) -> bool:
 
 @dataclass(slots=True)
 class Chain:
-    """The filter's memory of one partition. `finished`: runs known to be over, with the offset of their first decision.
+    """The filter's memory of one partition. `finished`: runs known to be over: the index.
 
     `restored` gives the heads of runs whose decisions so far need not be read, since there is a snapshot of them.
     """
 
-    finished: Mapping[str, int] = field(default_factory=dict)
+    finished: Finished = field(default_factory=dict[str, int])
     heads: dict[str, Head] = field(default_factory=dict)
     restored: Callable[[str], Head | None] = field(default=lambda _: None)
     losers: dict[str, set[bytes]] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from events.commands import StartRun
+from events.commands import RequestPlace, StartRun
 from events.decisions import Effect, InputIgnored, RunClosing, RunFailed, TimerSet, UnreadableInput
 from events.failure import Failure, FailureKind
 from events.results import (
@@ -41,15 +41,23 @@ Failed = LlmCallFailed | ToolCallFailed | ChildRunFailed
 
 
 def decide(
-    spec: WorkflowSpec | None, state: RunState, cause: Input | UnreadableInput, at: int, payloads: Payloads | None = None
+    spec: WorkflowSpec | None,
+    state: RunState,
+    cause: Input | UnreadableInput,
+    at: int,
+    payloads: Payloads | None = None,
+    said: RequestPlace | None = None,
 ) -> tuple[Effect, ...]:
     """Return what follows from an input at the broker's time `at` (milliseconds since the epoch).
 
-    `spec` is the run's version of its workflow, None if nobody knows it; `payloads` is what keeps the large ones.
+    `spec` is the run's version of its workflow, None if nobody knows it; `payloads` is what keeps the large ones; `said` is where
+    the input was said, if it is a command: intake may say again what it has said before, even after later ones.
     Raises PayloadMissingError when an expression looks into one that can't be had (yet).
     """
     if isinstance(cause, UnreadableInput):
         return (InputIgnored("unreadable"),)
+    if said is not None and said.offset <= state.heard.get((said.topic_id, said.partition), -1):
+        return (InputIgnored("duplicate"),)
     if isinstance(cause, StartRun):
         if state.status is not RunStatus.NEW:
             return (InputIgnored("already_started"),)

@@ -323,6 +323,9 @@ class Draft:
         workflow, digest = before.workflow, before.digest
         if before.status is RunStatus.NEW and isinstance(cause, StartRun):
             workflow, digest = cause.workflow, cause.digest
+        heard, said = before.heard, decision.said
+        if said is not None and said.offset > heard.get((said.topic_id, said.partition), -1):
+            heard = heard.set((said.topic_id, said.partition), said.offset)
         return RunState(
             self.status,
             workflow,
@@ -348,4 +351,5 @@ class Draft:
             self.undo,
             self.closing,
             self.not_undone,
+            heard,
         )

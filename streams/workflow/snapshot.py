@@ -4,6 +4,7 @@ from typing import Any
 
 from immutables import Map
 
+from events.commands import RequestPlace
 from events.decisions import UndoPlanned
 from events.failure import Failure
 from events.snapshots import ItemFailure, Listening, RunSnapshot, StepSnapshot
@@ -40,6 +41,7 @@ def keep(run_id: str, state: RunState, decisions_topic_id: bytes, first_offset: 
         state.closing,
         state.not_undone,
         tuple(_step(path, step) for path, step in sorted(state.steps.items(), key=lambda item: item[0])),
+        tuple(RequestPlace(*place, offset) for place, offset in sorted(state.heard.items())),
     )
 
 
@@ -72,6 +74,7 @@ def restore(kept: RunSnapshot) -> RunState:
         undo=undo,
         closing=kept.closing,
         not_undone=kept.not_undone,
+        heard=Map({(each.topic_id, each.partition): each.offset for each in kept.heard}),
     )
 
 

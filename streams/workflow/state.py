@@ -119,6 +119,7 @@ Undo = tuple[UndoPlanned, Any] | None
 _NO_STEPS: Final[Map[str, StepState]] = Map()
 _NOBODY: Final[Map[tuple[str, str | None], tuple[str, ...]]] = Map()
 _NONE_HELD: Final[Map[str, None]] = Map()
+_NOTHING_HEARD: Final[Map[tuple[bytes, int], int]] = Map()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class RunState:
 
     `limit`: the timer of the run's time limit and when it is due. `listening`: paths that wait for a signal, by its name and
     correlation; `signals`: those that nobody has taken yet; `seen`: ids of the last ones. `stops`: steps with a breakpoint.
+    `heard`: the offset of the last command from each partition of `requests` (by the topic's id and the partition).
     """
 
     status: RunStatus = RunStatus.NEW
@@ -153,6 +155,7 @@ class RunState:
     undo: Undo = None
     closing: RunClosing | None = None
     not_undone: tuple[str, ...] = ()
+    heard: Map[tuple[bytes, int], int] = _NOTHING_HEARD
 
     @property
     def over(self) -> bool:

@@ -15,8 +15,8 @@ from watch import PLACE, ViolationError, Watch, readable
 
 from events import codec, topics
 from events.calls import CancelCall, LlmCall, ToolCall
-from events.commands import Command, StartRun
-from events.decisions import DeadLetter, FinishedRun
+from events.commands import Command, RequestPlace, StartRun
+from events.decisions import DeadLetter
 from events.failure import Failure, FailureKind
 from events.ids import run_id as run_id_of
 from events.results import (
@@ -30,6 +30,7 @@ from events.results import (
 )
 from events.snapshots import RunSnapshot
 from streams.envelope import Incoming, Outgoing
+from streams.processors.finished import FinishedIndex
 from streams.processors.intake import Intake
 from streams.processors.requests import decode
 from streams.processors.tenure import Commit, Tenure
@@ -64,7 +65,7 @@ class World:
     says: tuple[Said, ...] = ()
     inbox: list[Incoming] = field(default_factory=list)
     decisions: list[bytes] = field(default_factory=list)
-    finished: list[tuple[str, FinishedRun]] = field(default_factory=list)
+    finished: list[Outgoing] = field(default_factory=list)
     snapshots: list[Outgoing] = field(default_factory=list)
     wanted: list[Incoming] = field(default_factory=list)
     calls: dict[str, LlmCall | ToolCall] = field(default_factory=dict)
@@ -76,6 +77,8 @@ class World:
     asked: dict[str, int] = field(default_factory=dict)
     asked_for: set[str] = field(default_factory=set)
     said: dict[tuple[str, int], int] = field(default_factory=dict)
+    words: list[tuple[str, bytes]] = field(default_factory=list)
+    repeated: int = 0
     loose: list[deque[tuple[int, Outgoing]]] = field(default_factory=list)
     judged: int = 0
     garbage: int = 0
@@ -88,9 +91,14 @@ class World:
         """Return the run that an inbox record is for."""
         return (record.key or b"").decode()
 
-    def index(self) -> dict[str, int]:
-        """Return the finished-run index as it is now."""
-        return {run: entry.first_offset for run, entry in self.finished}
+    def index(self, start: int) -> FinishedIndex:
+        """Return the finished-run index as one who reads from an offset on finds it now, where compaction has been at work."""
+        last = {record.key: offset for offset, record in enumerate(self.finished)}
+        found = FinishedIndex(PLACE)
+        for offset, record in enumerate(self.finished):
+            if offset >= start and last[record.key] == offset:
+                found.read(offset, record.key, record.value)
+        return found
 
     def kept(self) -> dict[str, RunSnapshot]:
         """Return the newest snapshot of each run that has one."""
@@ -150,7 +158,7 @@ class World:
             case topics.DEADLETTER:
                 self.dead_letters.append(codec.decode(record.value, DeadLetter))
             case topics.FINISHED:
-                self.finished.append((record.key.decode(), codec.decode(record.value, FinishedRun)))
+                self.finished.append(record)
             case _:
                 raise ViolationError("topics", f"nobody writes {record.topic.name} here")
         return -1
@@ -212,7 +220,15 @@ class World:
     def say(self, run: str, number: int) -> None:
         """Let somebody say something to a run."""
         self.said[run, number] = self.said.get((run, number), 0) + 1
-        self.send(run, self.says[number].command)
+        message = InboxMessage(run, self.says[number].command, RequestPlace(b"r" * 16, 1, len(self.words)))
+        self.words.append((run, codec.encode(message)))
+        self.append(run.encode(), self.words[-1][1])
+
+    def repeat(self, number: int) -> None:
+        """Let an intake that woke up late say again what was said before, whatever was said since."""
+        self.repeated += 1
+        run, value = self.words[number]
+        self.append(run.encode(), value)
 
     def spoil(self, run: str) -> None:
         """Append what nobody can read."""
@@ -248,6 +264,7 @@ class Owner:
     version: int
     tenure_type: type[Tenure] = Tenure
     idle_ms: int = 1 << 60
+    pack_at: int = 1 << 60
     phase: str = "idle"
     tenure: Tenure = field(init=False)
     decisions: deque[Outgoing] = field(default_factory=deque)
@@ -260,7 +277,8 @@ class Owner:
         """Fetch the committed position and mark, first of all."""
         watch = self.world.watch
         specs = watch.specs[self.version]
-        self.tenure = self.tenure_type(PLACE, specs, self.world.committed, watch.payloads, idle_ms=self.idle_ms)
+        committed, often = self.world.committed, {"idle_ms": self.idle_ms, "pack_at": self.pack_at}
+        self.tenure = self.tenure_type(PLACE, specs, committed, watch.payloads, **often)
         self.decisions, self.others, self.offsets = deque(), [], []
         self.phase = "fetched"
 
@@ -272,15 +290,25 @@ class Owner:
 
     def read_index(self) -> None:
         """Read the finished-run index."""
-        for run, entry in self.world.finished:
-            self.tenure.index_read(run, entry)
+        self.index_on()
         self.phase = "indexed"
+
+    def index_on(self) -> None:
+        """Read the index from where it was read to its end; what compaction would have deleted is gone."""
+        last = {record.key: offset for offset, record in enumerate(self.world.finished)}
+        for offset in range(self.tenure.finished.end, len(self.world.finished)):
+            record = self.world.finished[offset]
+            if last[record.key] == offset:
+                self.tenure.index_read(offset, record.key, record.value)
 
     def read_log(self) -> None:
         """Read the decisions from the mark to the end."""
         for offset in range(self.tenure.base.mark, len(self.world.decisions)):
             self.tenure.read(offset, self.world.decisions[offset])
         self.tenure.begin(len(self.world.decisions))
+        if self.tenure.awaits_answers():
+            for record in self.world.inbox[self.tenure.position :]:
+                self.tenure.look_ahead(record)
         if self.tenure.broken:
             raise ViolationError("integrity", f"{self.name} finds a break: {self.tenure.broken}")
         self.phase = "running"
@@ -338,8 +366,22 @@ class Owner:
             self.phase = "idle"
             self.fetch()
             return
-        self.others.extend((*self.tenure.index_entries(), *self.tenure.keep_idle(self.world.clock)))
+        self.others.extend(self.tenure.follows())
+        self.phase = "saying"
+        if not self.others:
+            self.index()
+
+    def index(self) -> None:
+        """Say which runs are over, once what follows from their ends is acknowledged."""
+        self.others.extend((*self.tenure.index_entries(), *self.packed(), *self.tenure.keep_idle(self.world.clock)))
         self.phase = "indexing"
+
+    def packed(self) -> list[Outgoing]:
+        """Return the packed index, if that is due."""
+        if not self.tenure.pack_due:
+            return []
+        self.index_on()
+        return self.tenure.pack()
 
     def commit(self) -> None:
         """Commit, once the index is acknowledged."""
@@ -376,13 +418,17 @@ class Owner:
                 yield Move(6, f"{self.name} reads the log to {len(self.world.decisions)}", self.read_log)
             case "running":
                 yield from self.running()
+            case "saying":
+                if not self.others:
+                    yield Move(8, f"{self.name} indexes what is over", self.index)
             case _:
                 if not self.others:
                     yield Move(8, f"{self.name} commits {self.tenure.position}", self.commit)
         if self.decisions:
             yield Move(8, f"{self.name}'s decision lands at {len(self.world.decisions)}", self.deliver_decision)
         for record in self.next(3):
-            yield Move(5, f"{self.name}'s record for {record.topic.name} lands", partial(self.deliver_other, record))
+            what = "deletion" if record.value is None else "record"
+            yield Move(5, f"{self.name}'s {what} for {record.topic.name} lands", partial(self.deliver_other, record))
         yield Move(1, f"{self.name} crashes", self.crash, True, "end")
         if self.decisions or self.others:
             yield Move(1, f"{self.name} vanishes", self.vanish, True, "end")
@@ -445,6 +491,9 @@ def around(world: World) -> Iterator[Move]:
             yield Move(1 if times else 8, f"{label} is answered", partial(world.answer, call), times > 0, kind)
     if world.judged < len(world.wanted):
         yield Move(8, f"intake takes request {world.judged}", world.judge)
+    if world.words and world.repeated < MOST_SAID:
+        yield Move(1, "the first words are said again", partial(world.repeat, 0), True, "back")
+        yield Move(1, "the last words are said again", partial(world.repeat, len(world.words) - 1), True, "back")
     if world.judged and world.back < MOST_SAID:
         yield Move(1, "intake goes back", world.go_back, True, "back")
 

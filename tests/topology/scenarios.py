@@ -19,6 +19,7 @@ from events.commands import (
     SignalReceived,
     StartRun,
 )
+from events.ids import run_id as run_id_of
 from streams.workflow.expressions import to_json
 from streams.workflow.spec import WorkflowSpec
 
@@ -83,7 +84,7 @@ ALL_AGAIN = {
         (
             *("ask fails", *START, "A takes", "A's decision", "A's record", "A's record", "first", "bad", "A takes", "A takes"),
             *("A's decision", "A's decision", "A vanishes", *START, "A takes", "A's record", "A's record", "A settles"),
-            *("A's record", "A commits", "A crashes"),
+            *("A commits", "A crashes"),
         ),
     ),
 }
@@ -332,6 +333,41 @@ STARTS_AFTER_ITS_END = (
     # A ends. The next owner asks for the child's end, then the former one's request for its start comes.
     *("ask grand", *START, "A takes", "A's decision", "CancelRun 0", "A takes", "A's decision", "A settles", "A crashes"),
     *(*START, "A takes", "A takes", "A's record for requests", "intake", "a loose record for requests", "loose records are lost"),
+)
+
+# --- Schedules with packs of the index of finished runs ---
+
+
+def finishing(request: str) -> tuple[str, ...]:
+    """Return the moves in which A starts and ends a run of one call, and settles."""
+    call = f"only of {run_id_of(request)[:4]}"
+    return f"{request} is asked", "A takes", "A's decision", "A's record", call, "A takes", "A's decision", "A settles"
+
+
+# Three runs, one after the other; the pack that holds the first one is deleted, the next one never lands.
+THREE = replace(ONLY["single"], requests=tuple(replace(ONLY["single"].requests[0], request_id=name) for name in "xyz"), pack_at=1)
+THIRD_PACK_LOST = (
+    *(*START, *finishing("x"), "A's record", "A's record", "A commits"),
+    *(*finishing("y"), "A's deletion", "A's record", "A's record", "A commits"),
+    *(*finishing("z"), "A's deletion", "A vanishes", *START, "x is asked", "A takes", "A takes", "A takes", "A's decision"),
+)
+# B took over when `w` waited on the shelf. A ends `w`, indexes it and deletes its snapshot; then B, which has not come to that,
+# packs the index.
+WAITING = flow("waits", {"wait": {"wait_for": {"signal": "go"}}})
+BOTH = Setup(
+    ((single(), WAITING),),
+    (replace(ONLY["single"].requests[0], request_id="x"), StartRun("w", "waits", WAITING.digest, "{}")),
+    says=(Said("waits", "talk", CancelRun("ann", "enough", force=False)),),
+    idle_ms=0,
+    pack_at=1,
+)
+PACKED_BLINDLY = (
+    *(*START, "w is asked", "A takes", "A's decision", "A settles", "A's record", "A commits"),
+    *("x is asked", "A takes", "A's decision", "A's record", *(move.replace("A", "B", 1) for move in START)),
+    *("B takes", "B's record", f"only of {run_id_of('x')[:4]}", "A takes", "A's decision"),
+    *("B takes", "B's decision", "CancelRun", "A takes", "A's decision", "A settles", "A's record", "A's record", "A's record"),
+    *("A commits", "x is asked", "A takes", "A settles", "A's deletion for snapshots", "A commits"),
+    *("B settles", "B's record", "B's record", "B commits"),
 )
 
 HISTORIES = {

@@ -34,6 +34,7 @@ class Setup:
     all_again: bool = False
     says: tuple[Said, ...] = ()
     idle_ms: int = 1 << 60
+    pack_at: int = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def opened(setup: Setup) -> tuple[World, list[Owner]]:
     world = World(watch, intake, setup.requests, setup.says)
     numbered = enumerate("ABC"[: setup.owners])
     code, make = len(setup.versions), setup.owner_type
-    return world, [make(name, world, number % code, setup.tenure_type, setup.idle_ms) for number, name in numbered]
+    return world, [make(name, world, number % code, setup.tenure_type, setup.idle_ms, setup.pack_at) for number, name in numbered]
 
 
 def some(requests: tuple[StartRun, ...], mood: int) -> tuple[StartRun, ...]:

@@ -105,7 +105,7 @@ def test_inputs_of_nobody_are_dead_letters() -> None:
 
 def test_who_cannot_read_a_decision_does_not_own_the_partition() -> None:
     """Given a decision in a schema of newer code, then this owner gives up: it would decide that input again for itself alone."""
-    owner = Tenure(Place(b"i" * 16, b"d" * 16, 0, 1), {"good": GOOD}.get, Commit(0, 0))
+    owner = Tenure(Place(b"i" * 16, b"d" * 16, 0, 1), {"good": GOOD}.get, Commit(0, 0), newer=lambda *_: True)
     with pytest.raises(NewerCodeError, match="upgrade this process"):
         owner.read(0, codec.FRAME.pack(0, 123456) + b"whatever newer code says")
     assert owner.read(1, b"no framing at all") is Verdict.BROKEN

@@ -72,10 +72,20 @@ def test_runs_of_all_kinds_in_two_versions(name: str, choices: list[int]) -> Non
 @SOME
 @given(SCHEDULES)
 def test_runs_that_wait_out_of_memory(name: str, choices: list[int]) -> None:
-    """The same when runs have snapshots: who waits a little goes out of memory, who is busy for long does not."""
+    """The same when runs have snapshots: who waits a little goes out of memory, who is busy for long does not.
+
+    And when the index of finished runs is packed: readers begin at the last pack that a commit names.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("streams.processors.open_runs._LONG_HOLD", 6)
-        played(replace(FAMILIES[name][0], idle_ms=2 if choices[0] % 2 else 20), choices)
+        played(replace(FAMILIES[name][0], idle_ms=2 if choices[0] % 2 else 20, pack_at=1 + choices[1] % 3), choices)
+
+
+@SOME
+@given(SCHEDULES)
+def test_many_short_runs_whose_index_is_packed(choices: list[int]) -> None:
+    """Two versions of the code, and packs all the time: no finished run comes back, whichever commit somebody starts from."""
+    played(replace(TWO, pack_at=1 + choices[0] % 2), choices)
 
 
 # --- Schedules that once ended badly ---

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from events import codec
 from events.calls import LlmCallRequested, ToolCallRequested
-from events.commands import ResumeRun, ResumeStep, RunRequest, StartRun, WorkflowRequest
+from events.commands import RequestPlace, ResumeRun, ResumeStep, RunRequest, StartRun, WorkflowRequest
 from events.decisions import (
     ApprovalRequested,
     BlockEntered,
@@ -17,6 +17,7 @@ from events.decisions import (
     ChildRunRequested,
     Decision,
     Effect,
+    InputIgnored,
     MapStarted,
     RunCancelled,
     RunCompleted,
@@ -76,12 +77,13 @@ class Watch:
     states: dict[str, RunState] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     said: dict[object, bytes] = field(default_factory=dict)
-    marks: list[tuple[int, Chain, dict[str, Head]]] = field(default_factory=list)
+    marks: list[tuple[Commit, Chain, dict[str, Head]]] = field(default_factory=list)
     # What accepted decisions ask for, by call id or run id:
     calls: dict[str, str] = field(default_factory=dict)
     children: dict[str, tuple[str, ChildRunRequested]] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
     cancelled: dict[str, str] = field(default_factory=dict)
+    heard: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.reader = self.chain()
@@ -105,8 +107,8 @@ class Watch:
             self.legal(version, world, decision, self.identity(decision, real), real)
         elif verdict in (Verdict.BROKEN, Verdict.SET_ASIDE):
             raise ViolationError("integrity", f"honest writers broke the chain: {self.reader.broken}")
-        for mark, reader, restored in self.marks:
-            self.agree(mark, reader, restored, offset, decision, reader.judge(offset, decision, real))
+        for commit, reader, restored in self.marks:
+            self.agree(commit.mark, reader, restored, offset, decision, reader.judge(offset, decision, real))
 
     def legal(self, version: int, world: "World", decision: Decision, identity: bytes, real: bytes) -> None:
         """Check that an accepted decision is what its writer's version decides on the run's next input."""
@@ -119,10 +121,10 @@ class Watch:
         record = todo[0]
         cause = readable(record)
         digest = cause.digest if isinstance(cause, StartRun) else state.digest
-        effects = decide(self.specs[version](digest), state, cause or decision.input, record.timestamp, self.payloads)
-        expected = Decision(
-            run, state.seq + 1, state.head, PLACE.inbox_id, record.offset, record.timestamp, cause or decision.input, effects
-        )
+        said = said_at(record)
+        effects = decide(self.specs[version](digest), state, cause or decision.input, record.timestamp, self.payloads, said)
+        place = PLACE.inbox_id, record.offset, record.timestamp
+        expected = Decision(run, state.seq + 1, state.head, *place, cause or decision.input, effects, said)
         if codec.body(expected) != codec.unframed(world.decisions[len(self.verdicts) - 1]):
             raise ViolationError("legality", f"input {record.offset} does not lead to decision {decision.seq} of run {run}")
         event = RunEvent(decision, identity)
@@ -190,7 +192,13 @@ class Watch:
 
     def note(self, event: RunEvent) -> None:
         """Take note of what an accepted decision asks for."""
-        run = event.decision.run_id
+        run, said = event.decision.run_id, event.decision.said
+        if said is not None:
+            if said.offset <= self.heard.get((run, said.partition), -1) and event.decision.effects != (
+                InputIgnored("duplicate"),
+            ):
+                raise ViolationError("said twice", f"run {run} does again what was said at {said.offset}")
+            self.heard[run, said.partition] = max(said.offset, self.heard.get((run, said.partition), -1))
         here: dict[str, str] = {}
         for index, effect in enumerate(event.decision.effects):
             identity = effect_id(event.hash, index)
@@ -267,11 +275,11 @@ class Watch:
                     raise ViolationError(
                         "never emitted", f"run {run} waits for {lost}, and position {commit.position} is committed"
                     )
-        self.marks.append((commit.mark, *self.read_from(world, commit.mark)))
+        self.marks.append((commit, *self.read_from(world, commit)))
 
-    def read_from(self, world: "World", mark: int) -> tuple[Chain, dict[str, Head]]:
-        """Return a reader that started at a mark, knowing index and snapshots as they are now; and what it has of these."""
-        index = world.index()
+    def read_from(self, world: "World", commit: Commit) -> tuple[Chain, dict[str, Head]]:
+        """Return a reader that started at a commit, knowing index and snapshots as they are now; and what it has of these."""
+        mark, index = commit.mark, world.index(commit.index)
         restored = {
             run: Head(each.head, each.seq, each.first_offset, partial=True)
             for run, each in world.kept().items()
@@ -307,8 +315,8 @@ class Watch:
         self.families(world)
         self.emitted(world)
         if last:
-            for mark in {mark for mark, *_ in self.marks}:
-                self.read_from(world, mark)
+            for commit in {commit for commit, *_ in self.marks}:
+                self.read_from(world, commit)
 
     def awake(self, world: "World", run: str, state: RunState, *, last: bool) -> None:
         """Check that an open run waits for people alone."""
@@ -399,12 +407,19 @@ def decided(value: bytes) -> tuple[Decision, bytes]:
 
 def readable(record: Incoming) -> Input | None:
     """Return an inbox record's input, None if nobody can read it."""
-    return _input(record.value)
+    message = _message(record.value)
+    return message.input if message else None
+
+
+def said_at(record: Incoming) -> RequestPlace | None:
+    """Return where an inbox record's command was said."""
+    message = _message(record.value)
+    return message.said if message else None
 
 
 @lru_cache(maxsize=1000)
-def _input(value: bytes | None) -> Input | None:
+def _message(value: bytes | None) -> InboxMessage | None:
     try:
-        return codec.decode(value, InboxMessage).input
+        return codec.decode(value, InboxMessage)
     except NotDecodableError:
         return None

@@ -12,7 +12,7 @@ from streams.envelope import Incoming, Outgoing, dead_letter
 from streams.processors.cancellations import Cancellations
 from streams.processors.llm_worker import LlmCalls
 from streams.processors.tool_worker import ToolCalls
-from streams.processors.worker import Worker
+from streams.processors.worker import Worker, _Flight
 from streams.settings import Settings
 from streams.topology import TOPOLOGY
 from tools.context import ToolContext
@@ -52,7 +52,7 @@ class Here:
     def take(self) -> None:
         """Take a call from the queue."""
         self.worker._flying += 1
-        self.worker._start([CALL])
+        self.worker._start([_Flight(CALL, b"digest")])
 
     async def land(self) -> None:
         """Wait until nothing is in flight; what would be sent stays in the producer."""

@@ -170,7 +170,7 @@ def test_a_new_owner_deletes_the_snapshot_of_a_finished_run() -> None:
     tenure = Tenure(Place(b"i" * 16, TOPIC, 0, 1), lambda _: None, base)
     state = next(state for run in rich() for state, _ in states(run) if not state.over)
     tenure.snapshot_read(b"r/7", codec.encode(keep("r", state, TOPIC, 3)), {})
-    tenure.index_read("r", FinishedRun(TOPIC, 3))
+    tenure.index_read(0, b"r", codec.encode(FinishedRun(TOPIC, 3)))
     tenure.begin(0)
     assert tenure.unfinished
     assert (len(tenure.shelf), tenure.index_entries()) == (0, [])
