@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 QUESTION ?= How did Apple and Microsoft compare between 2005 and 2009?
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test check format bench lock clean
+.PHONY: help install up down demo test check format bench chaos lock clean
 
 help: ## Say what there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ format: $(READY) ## Format the code and mend what can be mended.
 
 bench: $(READY) ## Measure throughput, latency, memory and CPU of the whole thing.
 	$(BIN)/python tests/bench/bench.py
+
+chaos: $(READY) ## Kill every kind of process for 10 minutes under load, and check that nothing is lost.
+	$(BIN)/python tests/chaos/chaos.py $(CHAOS)
 
 lock: ## Resolve the dependencies anew into requirements.lock.
 	$(UV) pip compile -q --only-binary :all: --overrides infra/lock-overrides.txt --generate-hashes --python-version 3.11 \
