@@ -277,6 +277,38 @@ def read_partitions(
         source.incremental_unassign(places)
 
 
+_AWAY: Final = frozenset(
+    {
+        KafkaError._TIMED_OUT,  # noqa: SLF001 - the library's own names
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._WAIT_COORD,  # noqa: SLF001
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+"""Errors of a commit for which trying again can help: the group's coordinator is away, or not here any more."""
+
+
+def commit(member: Consumer, offsets: list[TopicPartition], patience_s: float) -> None:
+    """Commit and wait for it, trying again for a while when the group's coordinator is away. Raises KafkaException."""
+    deadline = time.monotonic() + patience_s
+    while (error := _commit_error(member, offsets)) is not None:
+        if error.code() not in _AWAY or time.monotonic() > deadline:
+            raise KafkaException(error)
+        time.sleep(0.2)
+
+
+def _commit_error(member: Consumer, offsets: list[TopicPartition]) -> KafkaError | None:
+    try:
+        done = member.commit(offsets=offsets, asynchronous=False)
+    except KafkaException as error:
+        return error.args[0]  # type: ignore[no-any-return]
+    return next((each.error for each in done if each.error is not None), None)
+
+
 def committed(member: Consumer, places: list[TopicPartition], timeout_s: float = _PATIENCE_S) -> list[TopicPartition]:
     """Return what a group has committed for these partitions. Raises KafkaUnreachableError when the broker stays away."""
     deadline = time.monotonic() + timeout_s

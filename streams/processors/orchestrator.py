@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from events import topics
 from events.errors import NewerCodeError, NotDecodableError
@@ -37,6 +37,8 @@ SETTLE_AT_MOST: Final = 20_000
 """Own decisions at which a batch is settled even sooner."""
 PATIENCE_S: Final = 30.0
 """How long an input waits for a workflow version that nobody has registered, or a payload that nobody has stored."""
+COMMIT_WITHIN_S: Final = 10.0
+"""How long a tenure's last commit is tried while Kafka is away."""
 GIVEN_UP_S: Final = 300.0
 """How long no other input waits for a version that was given up."""
 
@@ -67,6 +69,7 @@ class Orchestrator:
         self.ready = threading.Event()
         self._settled_at = 0.0
         self._reading = False
+        self._uncommitted: set[int] = set()  # partitions whose last commit failed
         self._distrusted: set[str] = set()  # runs whose snapshots are damaged
         self._given_up: dict[str, float] = {}  # versions that nobody registered, and when that was given up
 
@@ -84,7 +87,7 @@ class Orchestrator:
         self.log_reader = kafka.reader(self.settings)
         # As the topic `decisions` has it: another codec would make the broker compress every decision anew.
         self.producer = kafka.producer(self.settings, **{"compression.type": topics.DECISIONS.compression})
-        self.consumer = kafka.consumer(self.settings, self.group)
+        self.consumer = kafka.consumer(self.settings, self.group, on_commit=self._reported)
         self.consumer.subscribe([self.inbox], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
@@ -188,7 +191,7 @@ class Orchestrator:
     def _settle(self, *, wait: bool = False) -> None:
         """Wait for all acknowledgements, check the offsets, index what finished, and only then commit."""
         self._settled_at = time.monotonic()
-        if not any(h.tenure.unfinished for h in self.holdings.values()):
+        if not self._uncommitted and not any(h.tenure.unfinished for h in self.holdings.values()):
             return
         acks = [each for holding in self.holdings.values() for each in (holding.decisions, holding.others)]
         kafka.flush(self.producer, *acks)
@@ -205,12 +208,20 @@ class Orchestrator:
             entries += tenure.keep_idle(time.time_ns() // 1_000_000)
         self._deliver(entries)
         offsets = [offset for p, holding in self.holdings.items() if (offset := self._committable(p, holding))]
+        self._uncommitted.clear()
         if not offsets:
             return
         try:
-            self.consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
+            if wait:
+                kafka.commit(self.consumer, offsets, COMMIT_WITHIN_S)
+            else:
+                self.consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:  # the group moved on; a lost commit costs time only
             log.info("orchestrator.not_committed", error=str(error))
+
+    def _reported(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Commit again what could not be committed: who takes over would else look at all of it again."""
+        self._uncommitted |= {each.partition for each in partitions if error is not None or each.error is not None}
 
     def _deliver(self, records: list[Outgoing]) -> None:
         """Produce records and wait until all are acknowledged."""
@@ -240,7 +251,7 @@ class Orchestrator:
     def _committable(self, partition: int, holding: Holding) -> TopicPartition | None:
         before = holding.tenure.base
         commit = holding.tenure.commit()
-        if commit == before:
+        if commit == before and partition not in self._uncommitted:
             return None
         ids = {topic.name: self.cluster.ids[topic.name].hex() for topic in (topics.INBOX, topics.DECISIONS, topics.FINISHED)}
         metadata = json.dumps({"mark": commit.mark, "index": commit.index, **ids})

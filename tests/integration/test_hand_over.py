@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from one_worker import assert_all_acknowledged, results, tool_call, until, working
 
 from events import topics
@@ -112,3 +112,62 @@ def test_a_call_that_is_read_again_is_not_done_before_its_first_reading_is(slow:
     assert worker._trackers[0].committable == 6
     assert worker._fresh(record(6)) is None, "its result is on the inbox"
     assert worker._trackers[0].committable == 7
+
+
+class Group:
+    """A consumer group whose coordinator is away for some commits."""
+
+    def __init__(self, fails: int, code: int) -> None:
+        self.fails, self.error, self.committed = fails, KafkaError(code), list[int]()
+
+    def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> list[TopicPartition]:
+        """Fail a few times, then take it."""
+        assert not asynchronous
+        self.fails -= 1
+        if self.fails >= 0:
+            raise KafkaException(self.error)
+        self.committed += [each.offset for each in offsets]
+        return offsets
+
+
+def test_the_last_commit_is_tried_again_while_kafka_is_away() -> None:
+    """Who gave up at once would leave what was done to be made again. A group that moved on is another matter."""
+    place = TopicPartition("tool.calls", 0, 7)
+    away = Group(3, KafkaError.COORDINATOR_NOT_AVAILABLE)
+    kafka.commit(away, [place], 20)  # type: ignore[arg-type]
+    assert away.committed == [7]
+    gone = Group(1, KafkaError.ILLEGAL_GENERATION)
+    with pytest.raises(KafkaException):
+        kafka.commit(gone, [place], 20)  # type: ignore[arg-type]
+    with pytest.raises(KafkaException):
+        kafka.commit(Group(1 << 30, KafkaError._TIMED_OUT), [place], 0.5)  # type: ignore[arg-type]
+
+
+def test_a_commit_that_fails_later_is_made_again(slow: ToolCalls) -> None:
+    """Commits are not waited for: what the broker says of one decides whether the next one repeats it."""
+    worker = Worker(slow.settings, topics.TOOL_CALLS, slow, 8, None)  # type: ignore[arg-type]
+    made: list[int] = []
+
+    class Told:
+        """Takes commits."""
+
+        def commit(self, *, offsets: list[TopicPartition], asynchronous: bool) -> None:
+            """Remember what was committed."""
+            assert asynchronous
+            made.extend(each.offset for each in offsets)
+
+    worker.consumer = Told()  # type: ignore[assignment]
+    worker._trackers[0] = OffsetTracker(5)
+    flight = worker._fresh(record(5))
+    assert flight is not None
+    worker._delivered(flight, None, None)
+    for _ in range(2):
+        worker._committed_at = 0.0
+        worker._commit()
+    assert made == [6], "once is enough"
+    worker._reported(KafkaError(KafkaError._TIMED_OUT), [TopicPartition("tool.calls", 0, 6)])
+    worker._commit()
+    assert made == [6], "not at once"
+    worker._committed_at = 0.0
+    worker._commit()
+    assert made == [6, 6]
