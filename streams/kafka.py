@@ -440,4 +440,4 @@ def closing(source: Consumer) -> Iterator[Consumer]:
         source.close()
 
 
-__all__ = ["BATCH", "Acks", "Cluster", "TopicPartition"]
+__all__ = ["BATCH", "Acks", "Cluster", "Consumer", "TopicPartition"]

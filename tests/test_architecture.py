@@ -43,7 +43,7 @@ OURS = {
     "events": (),
     "tools": (),
     "streams": ("events", "tools"),
-    "projections": ("events", "streams.workflow", "streams.kafka", "streams.settings", "streams.envelope"),
+    "projections": ("events", "streams.workflow", "streams.kafka", "streams.schemas", "streams.settings", "streams.envelope"),
     "api": ("events", "projections", "streams.workflow", "streams.kafka", "streams.settings", "streams.envelope"),
     "infra": ("events", "tools", "streams", "projections", "api"),
 }

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer
 
 from events.topics import Topic
 from streams import kafka
+from streams.kafka import Consumer
 from streams.settings import Settings
 
 log = structlog.get_logger()
