@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from api.models import Problem
+from projections.database import ViewsError
 from projections.log import RecordGoneError
 from projections.projector import NotReadyError
 from streams.kafka import KafkaUnreachableError
@@ -31,6 +32,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(NotReadyError, _not_ready)
     app.add_exception_handler(KafkaUnreachableError, _not_ready)
+    app.add_exception_handler(ViewsError, _not_ready)
     app.add_exception_handler(RecordGoneError, _gone)
 
 
@@ -81,7 +83,8 @@ async def _not_ready(request: Request, error: Exception) -> JSONResponse:
         title="The views can't be asked yet",
         status=503,
         detail=str(error),
-        hint="Check that Kafka runs (`foldflow status`) and that FOLDFLOW_BOOTSTRAP_SERVERS names it, then try again.",
+        hint="Try again: it goes on by itself, and GET /health says how far it is. "
+        "Without progress, check that Kafka runs (`foldflow status`) and that there is room in FOLDFLOW_DATA_DIR.",
     )
     return _answer(request, problem, {"Retry-After": "2"})
 

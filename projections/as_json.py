@@ -24,12 +24,12 @@ def as_json(event: Any) -> dict[str, Any]:
 
 
 def payload(text: str | None) -> Any:
-    """Return what a JSON text says; what is no JSON stays text, as a failed call may have brought anything."""
+    """Return what a JSON text says; what is no JSON, or too deep to be read, stays text: anybody may have written it."""
     if text is None:
         return None
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

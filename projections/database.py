@@ -1,10 +1,15 @@
 """The DuckDB file: made, opened, and thrown away when it is not (or no longer) the view of these topics.
 
 All that is in it comes from Kafka, so a file that is damaged, of another version of this code or of other topics is put aside and
-built anew from offset 0.
+built anew from offset 0. DuckDB checks each block that it reads against a checksum, so damage shows as an error, never as other
+rows; what it has in memory it doesn't read again, which is why the file itself is looked at as well (`Seal`).
 """
 
-from collections.abc import Mapping
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +21,7 @@ from projections.table import Connection, rows
 
 log = structlog.get_logger()
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raise it whenever a table or what is written to it changes."""
 TABLES: Final = (
     runs.TABLE,
@@ -26,6 +31,7 @@ TABLES: Final = (
     signals.TABLE,
     decisions.TABLE,
     deadletters.TABLE,
+    deadletters.SETTLEMENTS,
     specs.TABLE,
     ledger.IGNORED,
     ledger.LOSERS,
@@ -38,55 +44,159 @@ _OWN: Final = (
     )""",
 )
 
+_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
+    "memory_limit": "1GB",
+    "threads": 2,
+    "python_enable_replacements": False,  # else the name of a table that is missing means a variable of that name
+    "python_scan_all_frames": False,
+}
+
 Positions = dict[tuple[str, int], int]
 """The next offset of each topic (our name) and partition."""
 
 
-class ViewsInUseError(Exception):
+class ViewsError(Exception):
+    """The views can't be asked, or can't be written, for now. The text says why, and what goes on by itself."""
+
+
+class ViewsInUseError(ViewsError):
     """Another process holds the file: only one api can work on one data folder."""
+
+
+class ViewsRefusedError(ViewsError):
+    """The system refuses to write (no room, no right): once that is over, the same file serves again."""
+
+
+class NoRoomError(ViewsRefusedError):
+    """The disk is full."""
+
+
+class ViewsDamagedError(ViewsError):
+    """The file is not what was written to it: it has to be built anew."""
 
 
 class StaleViewsError(Exception):
     """The file is not the view of these topics."""
 
 
-def open_views(path: Path, topic_ids: Mapping[str, bytes], *, rebuild: bool = False) -> Connection:
-    """Open the views, made anew if need be. `topic_ids`: of the topics they are made from, by our names.
+_IN_USE: Final = "Could not set lock"
+_NO_ROOM: Final = re.compile("No space left on device|Disk quota exceeded|File too large")
+_NO_RIGHT: Final = re.compile(
+    "Read-only file system|Permission denied|Operation not permitted|Too many open files|Cannot allocate memory"
+)
+"""DuckDB tells the system's errors by their texts only."""
+_DAMAGE: Final = (duckdb.IOException, duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)
 
-    Raises ViewsInUseError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not rebuild:
+
+def trouble(error: Exception, path: Path) -> ViewsError | None:
+    """Return what an error of DuckDB or the system says about the file; None: nothing, it is a fault of ours."""
+    text = str(error).split("\n", 1)[0][:500]
+    if _IN_USE in text:
+        return ViewsInUseError(
+            f"{path} is held by another process; only one `foldflow api` can work on one FOLDFLOW_DATA_DIR. "
+            f"Waiting until it is free ({text})"
+        )
+    if _NO_ROOM.search(text):
+        return NoRoomError(f"there is no room for {path}: make some, it goes on by itself then ({text})")
+    if _NO_RIGHT.search(text):
+        return ViewsRefusedError(f"{path} can't be written: allow it, it goes on by itself then ({text})")
+    if isinstance(error, duckdb.InterruptException):
+        return ViewsError("the views are being closed")
+    if isinstance(error, OSError):
+        return ViewsRefusedError(f"{path} can't be used: check FOLDFLOW_DATA_DIR, it goes on by itself then ({text})")
+    # What is wrong in a block has no class of its own.
+    if isinstance(error, _DAMAGE) or type(error) is duckdb.Error:
+        return ViewsDamagedError(f"{path} is damaged ({text})")
+    return None
+
+
+@contextlib.contextmanager
+def told(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turn DuckDB's errors about this file, and `others`, into ViewsError."""
+    watched: tuple[type[Exception], ...] = (duckdb.Error, *others)
+    try:
+        yield
+    except watched as error:
+        if (found := trouble(error, path)) is None:
+            raise
+        raise found from error
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """How the file looked after our last write. DuckDB writes to it within the writer's own calls only."""
+
+    place: tuple[int, int]
+    size: int
+    written_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Seal":
+        """Return how the file looks now. Raises ViewsDamagedError when there is none."""
         try:
-            return _existing(path, topic_ids)
-        except StaleViewsError as error:
-            log.warning("views.rebuilt", path=str(path), reason=str(error))
-    _put_aside(path)
-    db = _connect(path)
-    db.begin()
-    for statement in (*_OWN, *(table.ddl for table in TABLES)):
-        db.execute(statement)
-    db.execute("INSERT INTO about VALUES (?)", [VERSION])
-    db.commit()
+            found = path.stat()
+        except FileNotFoundError as error:
+            raise ViewsDamagedError(f"{path} was deleted") from error
+        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+    def check(self, path: Path) -> None:
+        """Raise ViewsDamagedError when somebody else has deleted, replaced or written to the file."""
+        now = Seal.of(path)
+        if now != self:
+            how = "replaced" if now.place != self.place else "cut off" if now.size < self.size else "written to"
+            raise ViewsDamagedError(f"{path} was {how} by somebody else")
+
+
+def open_views(
+    path: Path, topic_ids: Mapping[str, bytes], *, rebuild: StaleViewsError | ViewsDamagedError | None = None
+) -> tuple[Connection, str | None]:
+    """Open the views, made anew if need be; return them, and why that was. `topic_ids`: of their topics, by our names.
+
+    `rebuild`: why they are not to be used as they are. Raises ViewsInUseError and ViewsRefusedError.
+    """
+    reason = None if rebuild is None else str(rebuild)
+    with told(path, OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            try:
+                if rebuild is not None:
+                    raise rebuild
+                return _existing(path, topic_ids), None
+            except (StaleViewsError, ViewsDamagedError) as error:
+                reason = str(error)
+                aside = put_aside(path, damaged=isinstance(error, ViewsDamagedError))
+                log.warning("views.put_aside", path=str(path), reason=reason, aside=str(aside))
+        path.with_name(path.name + ".wal").unlink(missing_ok=True)  # of a file that is gone: not for the new one
+        if reason is not None:
+            log.warning("views.rebuilt", path=str(path), reason=reason)
+        return _made(path), reason
+
+
+def _made(path: Path) -> Connection:
+    try:
+        db = duckdb.connect(str(path), config=_CONFIG)
+        try:
+            db.begin()
+            for statement in (*_OWN, *(table.ddl for table in TABLES)):
+                db.execute(statement)
+            db.execute("INSERT INTO about VALUES (?)", [VERSION])
+            db.commit()
+        except BaseException:
+            db.close()
+            raise
+    except duckdb.Error as error:
+        if isinstance(trouble(error, path), ViewsRefusedError):
+            path.unlink(missing_ok=True)  # half a file would be a damaged one the next time
+        raise
     return db
 
 
-def _connect(path: Path) -> Connection:
-    try:
-        return duckdb.connect(str(path), config={"memory_limit": "1GB", "threads": 2})
-    except duckdb.IOException as error:
-        if "lock" in str(error):
-            raise ViewsInUseError(
-                f"{path} is held by another process; only one `foldflow api` can work on one FOLDFLOW_DATA_DIR ({error})"
-            ) from error
-        raise
-
-
 def _existing(path: Path, topic_ids: Mapping[str, bytes]) -> Connection:
+    """Open a file. Raises StaleViewsError, ViewsDamagedError, ViewsInUseError and ViewsRefusedError."""
     try:
-        db = _connect(path)
+        db = duckdb.connect(str(path), config=_CONFIG)
     except duckdb.Error as error:
-        raise StaleViewsError(f"it can't be opened: {error}") from error
+        raise trouble(error, path) or ViewsDamagedError(f"{path} can't be opened: {error}") from error
     try:
         version = rows(db, "SELECT version FROM about")[0]["version"]
         stored = {row["topic"]: row["topic_id"] for row in rows(db, "SELECT DISTINCT topic, topic_id FROM positions")}
@@ -94,7 +204,7 @@ def _existing(path: Path, topic_ids: Mapping[str, bytes]) -> Connection:
             db.execute(f'SELECT count(*) FROM "{table.name}"')  # noqa: S608 - our own names
     except (duckdb.Error, LookupError) as error:
         db.close()
-        raise StaleViewsError(f"it can't be read: {error}") from error
+        raise trouble(error, path) or ViewsDamagedError(f"{path} can't be read: {error}") from error
     other = [topic for topic, identity in stored.items() if topic_ids.get(topic) != identity]
     if version != VERSION or other:
         db.close()
@@ -104,11 +214,30 @@ def _existing(path: Path, topic_ids: Mapping[str, bytes]) -> Connection:
     return db
 
 
-def _put_aside(path: Path) -> None:
-    """Move a file out of the way, with its log of changes; of several the last is kept."""
-    for each in (path, path.with_name(path.name + ".wal")):
+def put_aside(path: Path, *, damaged: bool) -> Path:
+    """Move a file out of the way, with its log of changes, and return its new name; of several of a kind the last is kept."""
+    aside = path.with_name(path.name + ".old")
+    if damaged:
+        for earlier in _damaged(path):
+            earlier.unlink(missing_ok=True)
+        aside = path.with_name(f"{path.stem}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}{path.suffix}")
+    for ending in ("", ".wal"):
+        each = path.with_name(path.name + ending)
         if each.exists():
-            each.replace(each.with_name(each.name + ".old"))
+            each.replace(aside.with_name(aside.name + ending))
+    return aside
+
+
+def _damaged(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}.damaged-*"))
+
+
+def make_room(path: Path) -> None:
+    """Give up the files that were put aside, where the system lets us: all that is in them is in Kafka."""
+    for each in (*_damaged(path), *(path.with_name(path.name + ending) for ending in (".old", ".old.wal"))):
+        with contextlib.suppress(OSError):
+            each.unlink()
+            log.warning("views.deleted", path=str(each), reason="there is no room for the views")
 
 
 def read_positions(db: Connection) -> Positions:

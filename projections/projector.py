@@ -1,37 +1,64 @@
 """The projector: reads the topics into the views. Runs in a thread of the api's process; it consumes and never produces.
 
 It belongs to no consumer group: where it goes on stands in the views themselves, in the same transaction as what they say.
+
+What hinders it (Kafka away, topics not there yet, no room, a file that another process holds or that is damaged, a record that
+newer code wrote) it says once, and tries again with pauses, for as long as it takes; a damaged file it puts aside and makes anew
+from Kafka. Questions are answered from views that held all that was in Kafka when they were opened: half of a rebuild would be
+rows that are wrong.
 """
 
 import contextlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from events import topics
-from projections.database import Positions
-from projections.source import Source, reachable
-from projections.views import Batch, Views
-from streams import kafka
-from streams.kafka import Cluster, KafkaUnreachableError
+from events.errors import NewerCodeError
+from projections.database import NoRoomError, Positions, StaleViewsError, ViewsDamagedError, ViewsError, make_room
+from projections.source import Source, TopicsChangedError, found, reachable
+from projections.views import Views
+from streams.kafka import Cluster, KafkaUnreachableError, TopicsMissingError
 from streams.settings import Settings
 
 log = structlog.get_logger()
 
-_CONNECT_S: Final = 120.0
 _FILE: Final = "views.duckdb"
+_PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""How long to wait after the first, the second … hindrance without progress between them; then always the last."""
+_HINDRANCES: Final = (
+    ViewsError,
+    StaleViewsError,
+    KafkaUnreachableError,
+    TopicsMissingError,
+    TopicsChangedError,
+    NewerCodeError,
+)
 
 
 class NotReadyError(Exception):
-    """The views can't be asked yet: Kafka has not answered so far."""
+    """The views can't be asked yet: Kafka has not answered so far, or they are being made anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Views that are made anew: why, and how many of the records that were in Kafka at its beginning are read."""
+
+    reason: str
+    position: int
+    end: int
 
 
 class Projector:
-    """Keeps the views up to date. `on_failure` is called from its thread when it can't go on; `failure` then says why."""
+    """Keeps the views up to date. `on_failure` is called from its thread when it can't go on; `failure` then says why.
+
+    `problem`: what hinders it now, which it tries again by itself; None while nothing does.
+    """
 
     def __init__(
         self,
@@ -46,9 +73,16 @@ class Projector:
         self.caught_up = threading.Event()
         """Set once the views hold all that was in Kafka at the start."""
         self.failure: str | None = None
-        self._rebuild = rebuild
+        self.problem: str | None = None
+        self._rebuild: StaleViewsError | ViewsDamagedError | None = (
+            StaleViewsError("they are to be made anew") if rebuild else None
+        )
         self._on_failure = on_failure
         self._views: Views | None = None
+        self._answering = False
+        self._hindrances = 0
+        self._targets: Positions = {}
+        """Up to where the views must have read before they are asked."""
         self._ends: Positions = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="projector", daemon=True)
@@ -62,21 +96,29 @@ class Projector:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._views is not None:
-            self._views.close()
-            self._views = None
+        self._drop()
 
     @property
     def views(self) -> Views:
-        """The views. Raises NotReadyError before Kafka has answered for the first time."""
-        if self._views is None:
-            raise NotReadyError(self.failure or f"Kafka at {self.settings.bootstrap_servers} has not answered yet")
-        return self._views
+        """The views. Raises NotReadyError while they can't be asked."""
+        views = self._views
+        if views is None or not self._answering:
+            raise NotReadyError(self._why_not())
+        return views
 
     @property
-    def opened(self) -> bool:
-        """Whether the views can be asked."""
-        return self._views is not None
+    def rebuild(self) -> Rebuild | None:
+        """The rebuild that is under way, if there is one."""
+        views = self._views
+        if views is None or self._answering or views.made_anew is None:
+            return None
+        done = sum(min(views.positions.get(place, 0), end) for place, end in self._targets.items())
+        return Rebuild(views.made_anew, done, sum(self._targets.values()))
+
+    @property
+    def positions(self) -> Positions:
+        """Where reading goes on, also while the views can't be asked."""
+        return {} if self._views is None else dict(self._views.positions)
 
     def reachable(self) -> bool:
         """Ask Kafka whether it answers (two seconds if it doesn't)."""
@@ -86,61 +128,91 @@ class Projector:
         """Return how many records of each partition the views at these positions don't hold yet."""
         return {place: max(0, end - positions.get(place, 0)) for place, end in self._ends.items()}
 
+    def _why_not(self) -> str:
+        if self.failure or self.problem:
+            return str(self.failure or self.problem)
+        if rebuild := self.rebuild:
+            return f"The views are being made anew ({rebuild.reason}): {rebuild.position:,} of {rebuild.end:,} records are read."
+        if self._views is not None:
+            return f"The views are still {sum(self.lag(self.positions).values()):,} records behind Kafka."
+        return f"Kafka at {self.settings.bootstrap_servers} has not answered yet"
+
+    # --- The thread ---
+
     def _guarded(self) -> None:
         try:
-            self._run()
+            while not self._stop.is_set():
+                try:
+                    self._follow()
+                except _HINDRANCES as error:
+                    self._hindered(error)
         except Exception as error:  # the thread's end must be known, whatever ends it: the process can't go on without it
             self.failure = f"{type(error).__name__}: {error}"
             log.exception("projector.failed")
             self._on_failure()
 
-    def _run(self) -> None:
-        cluster = self._connected()
-        if cluster is None:
-            return
+    def _hindered(self, error: Exception) -> None:
+        """Say what is wrong, once; take the views out of use where they can't serve; and wait a little."""
+        if str(error) != self.problem:
+            log.error("projector.hindered", problem=str(error))
+            self.problem = str(error)
+        match error:
+            case ViewsDamagedError() | StaleViewsError():
+                self._rebuild = error
+                self._drop()
+            case TopicsChangedError():
+                self._drop()
+            case ViewsError():
+                if isinstance(error, NoRoomError):
+                    make_room(self.path)
+                if self._views is not None and not self._views.alive():
+                    self._drop()
+        # What is still open can be asked: its rows are old ones, and each answer says how old.
+        self._stop.wait(_PAUSES_S[min(self._hindrances, len(_PAUSES_S) - 1)])
+        self._hindrances += 1
+
+    def _drop(self) -> None:
+        views, self._views, self._answering = self._views, None, False
+        if views is not None:
+            views.close()
+
+    def _follow(self) -> None:
+        """Read until told to stop. Raises what hinders that."""
+        cluster = found(self.settings)
         with contextlib.closing(Source(self.settings, cluster)) as source:
             views = self._opened(source, cluster)
-            targets = dict(source.ends)
-            self._ends, self._views = targets, views
+            self._ends = dict(source.ends)
             source.begin(views.positions)
             log.info("projector.started", path=str(self.path), behind=sum(self.lag(views.positions).values()))
             while not self._stop.is_set():
-                if not self.caught_up.is_set() and all(views.positions.get(at, 0) >= end for at, end in targets.items()):
+                views.check()
+                source.check()
+                if not self._answering and all(views.positions.get(place, 0) >= end for place, end in self._targets.items()):
+                    self._answering = True
                     self.caught_up.set()
-                    log.info("projector.caught_up", records=sum(targets.values()))
+                    log.info("projector.caught_up", records=sum(self._targets.values()))
                 batch = source.poll()
                 self._ends = dict(source.ends)
-                if batch != _NOTHING:
+                if batch:
                     views.apply(batch)
-
-    def _connected(self) -> Cluster | None:
-        """Wait for Kafka, as long as it may take to start; None when told to stop meanwhile. Raises KafkaUnreachableError."""
-        deadline = time.monotonic() + _CONNECT_S
-        while not self._stop.is_set():
-            try:
-                return kafka.connect(self.settings, timeout_s=1.0)
-            except KafkaUnreachableError:
-                if time.monotonic() > deadline:
-                    raise
-        return None
+                source.refuse_newer()
+                if self.problem is not None and (batch or not any(self.lag(views.positions).values())):
+                    log.info("projector.goes_on", after=self.problem)
+                    self.problem, self._hindrances = None, 0
 
     def _opened(self, source: Source, cluster: Cluster) -> Views:
-        """Open the views; those that claim to hold more than the log does are built anew."""
-        began = time.monotonic()
-        partitions = cluster.partitions[topics.DECISIONS.name]
-        views = Views(self.path, cluster.ids, partitions, rebuild=self._rebuild)
+        """Return the views: those that are open, or the file's, or new ones. Raises ViewsError and StaleViewsError."""
         firsts = source.look()
-        beyond = [place for place, position in views.positions.items() if position > source.ends.get(place, 0)]
-        if beyond:
-            log.warning("views.rebuilt", path=str(self.path), reason=f"the log is shorter than what was read: {beyond}")
-            views.close()
-            views = Views(self.path, cluster.ids, partitions, rebuild=True)
-        cut = {place: first for place, first in firsts.items() if place[0] == topics.DECISIONS.name}
-        for (_, partition), first in cut.items():
-            if first > views.positions.get((topics.DECISIONS.name, partition), 0):
+        if self._views is None:
+            began = time.monotonic()
+            views = Views(self.path, cluster.ids, cluster.partitions[topics.DECISIONS.name], rebuild=self._rebuild)
+            self._rebuild, self._targets, self._views = None, dict(source.ends), views
+            log.info("views.opened", open_runs=len(views.runs.open), seconds=round(time.monotonic() - began, 3))
+        views = self._views
+        # Only these ends count, which were asked for: those that come with fetches can go back when a partition's leader changes.
+        if beyond := [place for place, position in views.positions.items() if position > source.ends.get(place, 0)]:
+            raise StaleViewsError(f"the log is shorter than what was read: {beyond}")
+        for (topic, partition), first in firsts.items():
+            if topic == topics.DECISIONS.name and first > views.positions.get((topic, partition), 0):
                 log.error("projector.history_cut", partition=partition, first=first, problem="records before it were deleted")
-        log.info("views.opened", open_runs=len(views.runs.open), seconds=round(time.monotonic() - began, 3))
         return views
-
-
-_NOTHING: Final = Batch([], [], [])

@@ -1,4 +1,7 @@
-"""Where the views come from: a consumer of the topics without a group. It reads and never writes."""
+"""Where the views come from: a consumer of the topics without a group. It reads and never writes.
+
+It ends in front of a record that newer code wrote: views that pass over one stay wrong, and take what follows for a break.
+"""
 
 import time
 from typing import Final
@@ -6,19 +9,34 @@ from typing import Final
 import structlog
 
 from events import topics
+from events.decisions import DeadLetterSettled
+from events.errors import NewerCodeError
 from projections.database import Positions
 from projections.ledger import Record
 from projections.views import SOURCES, Batch
 from streams import kafka
-from streams.kafka import Cluster, KafkaUnreachableError, TopicPartition
+from streams.kafka import Cluster, KafkaUnreachableError, TopicPartition, TopicsMissingError
+from streams.schemas import Schemas
 from streams.settings import Settings
 
 log = structlog.get_logger()
 
 BATCH: Final = 10_000
 """Most records of one transaction (measured: 9,500 decisions/s at 1,000, 15,600 at 10,000, 15,700 at 50,000)."""
+_BATCH_BYTES: Final = 32 * 1024 * 1024
+"""From which size on a batch is not added to: decoded it takes several times as much memory."""
 _PATIENCE_S: Final = 0.2
 _GATHER_S: Final = 0.1
+_LOOK_EVERY_S: Final = 5.0
+"""How often to ask whether the topics are still the same ones: 2 ms each time."""
+_KINDS: Final = {
+    topic.name: (topic.kind, DeadLetterSettled) if topic is topics.DEADLETTER else (topic.kind,) for topic in SOURCES
+}
+"""What stands on the topics."""
+
+
+class TopicsChangedError(Exception):
+    """The topics are no longer those that the views were made from."""
 
 
 class Source:
@@ -26,7 +44,10 @@ class Source:
 
     def __init__(self, settings: Settings, cluster: Cluster) -> None:
         self._settings, self._cluster = settings, cluster
-        self._consumer = kafka.reader(settings)
+        self._consumer, self._admin = kafka.reader(settings), kafka.admin(settings)
+        self._schemas = Schemas(settings)
+        self._newer: dict[tuple[str, int], NewerCodeError] = {}
+        self._looked = time.monotonic()
         self._positions: Positions = {}
         self.ends: Positions = {}
 
@@ -44,11 +65,37 @@ class Source:
         self._positions = dict(positions)
         self._consumer.assign([self._place(*place, positions.get(place, 0)) for place in self.ends])
 
+    def check(self) -> None:
+        """Look whether the topics are still the same ones (now and then) and as long as they were. Raises TopicsChangedError.
+
+        librdkafka doesn't tell: in a topic that was made anew it would go on at the offset where it was.
+        """
+        shorter = [place for place, end in self.ends.items() if end < self._positions.get(place, 0)]
+        if shorter:
+            raise TopicsChangedError(f"the log is shorter than what was read: {shorter}")
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        try:
+            now = kafka.find(self._admin, self._settings, SOURCES)
+        except TopicsMissingError as error:
+            raise TopicsChangedError(str(error)) from error
+        except KafkaUnreachableError:
+            return  # it is away for now; who asks for health is told
+        if now != self._cluster:
+            changed = [topic.name for topic in SOURCES if now.ids[topic.name] != self._cluster.ids[topic.name]]
+            raise TopicsChangedError(f"{changed or 'the numbers of partitions'} changed while they were read")
+
     def poll(self) -> Batch:
-        """Return what has come within 0.2 s; far behind, wait a little for a full batch: each transaction costs 10 ms."""
+        """Return what has come within 0.2 s; far behind, wait a little for a full batch: each transaction costs 10 ms.
+
+        Of a partition nothing behind a record that newer code wrote. Raises KafkaUnreachableError.
+        """
         messages = kafka.poll(self._consumer, _PATIENCE_S, BATCH)
         until = time.monotonic() + _GATHER_S
         while messages and len(messages) < BATCH and time.monotonic() < until and self._behind() > BATCH:
+            if sum(len(message.value() or b"") for message in messages) > _BATCH_BYTES:
+                break
             messages += kafka.poll(self._consumer, _GATHER_S, BATCH - len(messages))
         found: dict[str, list[Record]] = {topic.name: [] for topic in SOURCES}
         prefix = len(self._settings.topic_prefix)
@@ -56,11 +103,26 @@ class Source:
             topic = (message.topic() or "")[prefix:]
             record = Record(message.partition() or 0, message.offset() or 0, message.value())
             # After a broker's "offset out of range" librdkafka starts from the beginning: what was read isn't read again.
-            if record.offset >= self._positions.get((topic, record.partition), 0):
+            if record.offset >= self._positions.get((topic, record.partition), 0) and not self._is_newer(topic, record):
                 found[topic].append(record)
                 self._positions[topic, record.partition] = record.offset + 1
         self._hear_ends()
         return Batch(found[topics.DECISIONS.name], found[topics.DEADLETTER.name], found[topics.SPECS.name])
+
+    def _is_newer(self, topic: str, record: Record) -> bool:
+        """Whether newer code wrote this, or something before it in its partition: nothing behind that is to be taken."""
+        place = topic, record.partition
+        if place not in self._newer:
+            try:
+                self._schemas.refuse_newer(f"{topic}/{record.partition}/{record.offset}", record.value, *_KINDS[topic])
+            except NewerCodeError as error:
+                self._newer[place] = error
+        return place in self._newer
+
+    def refuse_newer(self) -> None:
+        """Raise NewerCodeError if there is a record that newer code wrote; everything else of the last batch was taken before."""
+        for error in self._newer.values():
+            raise error
 
     def _behind(self) -> int:
         return sum(max(0, end - self._positions.get(place, 0)) for place, end in self.ends.items())
@@ -81,10 +143,17 @@ class Source:
         self._consumer.close()
 
 
+def found(settings: Settings) -> Cluster:
+    """Return what is known of the views' topics. Raises KafkaUnreachableError and TopicsMissingError within two seconds."""
+    return kafka.find(kafka.admin(settings), settings, SOURCES)
+
+
 def reachable(settings: Settings) -> bool:
     """Ask Kafka whether it answers (two seconds if it doesn't)."""
     try:
-        kafka.connect(settings, timeout_s=0)
+        found(settings)
     except KafkaUnreachableError:
         return False
+    except TopicsMissingError:
+        pass
     return True

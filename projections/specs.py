@@ -45,7 +45,7 @@ class Specs:
         try:
             definition = json.loads(registered.spec)
             steps = [str(step["name"]) for step in definition["steps"]]
-        except (ValueError, KeyError, TypeError):  # anybody may write to the topic
+        except (ValueError, KeyError, TypeError, RecursionError):  # anybody may write to the topic
             return False
         self._new[registered.digest] = SpecRow(
             registered.digest, registered.name, str(definition.get("description", "")), steps, offset

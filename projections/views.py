@@ -2,18 +2,30 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import duckdb
+
 from events import codec, topics
 from events.commands import WorkflowRegistered
-from events.decisions import DeadLetter
+from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
 from projections.approvals import Approvals
 from projections.calls import Calls
-from projections.database import Positions, open_views, read_positions, write_positions
+from projections.database import (
+    Positions,
+    Seal,
+    StaleViewsError,
+    ViewsDamagedError,
+    ViewsError,
+    open_views,
+    read_positions,
+    told,
+    write_positions,
+)
 from projections.deadletters import DeadLetters
 from projections.decisions import Decisions
 from projections.ledger import NOT_DECODABLE, Ledger, Record
@@ -25,6 +37,7 @@ from projections.table import Connection
 
 SOURCES: Final = (topics.DECISIONS, topics.DEADLETTER, topics.SPECS)
 """The topics that the views are made from."""
+_INTERRUPT_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,10 @@ class Batch:
     deadletters: Sequence[Record] = ()
     specs: Sequence[Record] = ()
 
+    def __bool__(self) -> bool:
+        """Say whether there is a record."""
+        return bool(self.decisions or self.deadletters or self.specs)
+
     def positions(self) -> Positions:
         """Return the offsets behind these records."""
         by_topic = ((topics.DECISIONS, self.decisions), (topics.DEADLETTER, self.deadletters), (topics.SPECS, self.specs))
@@ -44,13 +61,26 @@ class Batch:
 class Views:
     """The read models on one DuckDB file. `apply` from one thread; `snapshot` from any.
 
-    `topic_ids` and `partitions` (of `decisions`): what the views are a view of. Raises ViewsInUseError.
+    `topic_ids` and `partitions` (of `decisions`): what the views are a view of. `made_anew`: why they were, or None. What goes
+    wrong with the file is a ViewsError (of opening: ViewsInUseError or ViewsRefusedError); `trouble`: the first a reader met.
     """
 
-    def __init__(self, path: Path, topic_ids: Mapping[str, bytes], partitions: int, *, rebuild: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        topic_ids: Mapping[str, bytes],
+        partitions: int,
+        *,
+        rebuild: StaleViewsError | ViewsDamagedError | None = None,
+    ) -> None:
         self._topic_ids = {topic.name: topic_ids[topic.name] for topic in SOURCES}
-        self._db = open_views(path, self._topic_ids, rebuild=rebuild)
-        self._cursors = threading.Lock()
+        self.path = path
+        self.trouble: ViewsError | None = None
+        self._db, self.made_anew = open_views(path, self._topic_ids, rebuild=rebuild)
+        self._seal = Seal.of(path)
+        self._cursors = threading.Condition()
+        self._open: set[Connection] = set()
+        self._closed = False
         self.ledger, self.runs, self.steps, self.calls = Ledger(partitions), Runs(), Steps(), Calls()
         self.approvals, self.signals = Approvals(), Signals()
         self.decisions, self.deadletters, self.specs = Decisions(), DeadLetters(), Specs()
@@ -58,15 +88,40 @@ class Views:
             *(self.ledger, self.runs, self.steps, self.calls, self.approvals, self.signals),
             *(self.decisions, self.deadletters, self.specs),
         )
-        self._load()
+        try:
+            self._load()
+        except BaseException:
+            self._db.close()
+            raise
 
     def _load(self) -> None:
-        for model in self._models:
-            model.load(self._db)
-        self.positions = read_positions(self._db)
+        with told(self.path):
+            for model in self._models:
+                model.load(self._db)
+            self.positions = read_positions(self._db)
+
+    def check(self) -> None:
+        """Look whether the file is still the one that was written, and what readers met. Costs nothing; raises ViewsError."""
+        if self.trouble is not None:
+            trouble, self.trouble = self.trouble, None
+            raise trouble
+        self._seal.check(self.path)
+
+    def alive(self) -> bool:
+        """Whether they can still be asked, after an error; what was taken in stands."""
+        try:
+            self._load()
+        except ViewsError:
+            return False
+        return True
 
     def apply(self, batch: Batch) -> None:
-        """Take a batch in one transaction. After an error nothing of it was taken."""
+        """Take a batch in one transaction. After an error nothing of it was taken. Raises ViewsError: the file is at fault."""
+        with told(self.path):
+            self._apply(batch)
+        self._seal = Seal.of(self.path)
+
+    def _apply(self, batch: Batch) -> None:
         self._db.begin()
         try:
             accepted = self.ledger.judge(self._db, list(batch.decisions), self.runs)
@@ -86,17 +141,27 @@ class Views:
             write_positions(self._db, batch.positions(), self._topic_ids)
             self._db.commit()
         except BaseException:
-            self._db.rollback()
-            self._load()
+            with suppress(duckdb.Error):  # a commit that fails has ended its transaction
+                self._db.rollback()
+            with suppress(ViewsError):  # of a file that can't be read either, the first error says more
+                self._load()
             raise
         self.positions = self.positions | batch.positions()
 
     def _take_letters(self, records: Sequence[Record]) -> None:
         for record in records:
             try:
-                self.deadletters.apply(codec.decode(record.value, DeadLetter))
+                counts, problem = self._take_letter(record), "nothing that can be done about a dead letter"
             except NotDecodableError as error:
-                self.ledger.ignore(topics.DEADLETTER.name, record.partition, record.offset, NOT_DECODABLE, detail=str(error))
+                counts, problem = False, str(error)
+            if not counts:
+                self.ledger.ignore(topics.DEADLETTER.name, record.partition, record.offset, NOT_DECODABLE, detail=problem)
+
+    def _take_letter(self, record: Record) -> bool:
+        if codec.kind_of(record.value) is DeadLetterSettled:
+            return self.deadletters.settle(codec.decode(record.value, DeadLetterSettled), record.partition, record.offset)
+        self.deadletters.apply(codec.decode(record.value, DeadLetter))
+        return True
 
     def _take_specs(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -110,15 +175,38 @@ class Views:
 
     @contextmanager
     def snapshot(self) -> Iterator[tuple[Connection, Positions]]:
-        """Give a connection that sees one state of the views, and the positions of that state."""
-        with self._cursors:
-            db = self._db.cursor()
+        """Give a connection that sees one state of the views, and the positions of that state. Raises ViewsError."""
         try:
-            db.begin()
-            yield db, read_positions(db)
+            with told(self.path), self._reader() as db:
+                db.begin()
+                yield db, read_positions(db)
+        except ViewsError as error:
+            self.trouble = self.trouble or error
+            raise
+
+    @contextmanager
+    def _reader(self) -> Iterator[Connection]:
+        with self._cursors:
+            if self._closed:
+                raise ViewsError("the views are being closed")
+            db = self._db.cursor()
+            self._open.add(db)
+        try:
+            yield db
         finally:
-            db.close()  # ends its transaction
+            with self._cursors:
+                with suppress(duckdb.Error):
+                    db.close()  # ends its transaction
+                self._open.discard(db)
+                self._cursors.notify_all()
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """End what readers ask, and close the file: DuckDB would give who opens it again the same one while it is open."""
+        with self._cursors:
+            self._closed = True
+            while self._open:
+                for each in self._open:
+                    each.interrupt()
+                self._cursors.wait(_INTERRUPT_AGAIN_S)
+        with suppress(duckdb.Error):  # of a damaged file
+            self._db.close()

@@ -4,11 +4,12 @@ Headers are CloudEvents' (binary mode) and W3C's `traceparent`. A run's trace ha
 call's id, so whoever knows a run can find its trace.
 """
 
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from events import codec
 from events.decisions import DeadLetter
@@ -16,10 +17,20 @@ from events.topics import DEADLETTER, MAX_VALUE_BYTES, Topic
 
 Headers = list[tuple[str, bytes]]
 
+CUT: Final = "foldflow_cut"
+"""Header of a dead letter that doesn't hold all of its message: the parts that were cut."""
+REDRIVEN_FROM: Final = "foldflow_redriven"
+"""Header of a message that stands on its topic again after it was a dead letter: where it stood first."""
+_MOST_VALUE: Final = MAX_VALUE_BYTES - 256 * 1024
+_MOST_KEY: Final = 64 * 1024
+_MOST_HEADERS: Final = 64 * 1024
+_MOST_TEXT: Final = 8 * 1024  # characters
+_PLACE: Final = re.compile(r"(.+)/(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,17})", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A record as it was read. `timestamp` is milliseconds since the epoch."""
+    """A record as it was read. `timestamp` is milliseconds since the epoch; `headers_lost`: it has some that can't be read."""
 
     topic: str
     partition: int
@@ -28,6 +39,7 @@ class Incoming:
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes | None] = field(default_factory=dict)
+    headers_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,7 @@ class Outgoing:
     """A record to be written; `partition` None: by the key; `value` None: a tombstone."""
 
     topic: Topic
-    key: bytes
+    key: bytes | None
     value: bytes | None
     headers: Headers
     partition: int | None = None
@@ -85,11 +97,18 @@ def traceparent(run_id: str, span: str) -> bytes:
 def dead_letter(
     record: Incoming, reason: str, detail: str, source: str, *, run_id: str | None = None, request_id: str | None = None
 ) -> Outgoing:
-    """Return a record that can't be processed as a dead letter with its original bytes (cut where they would not fit)."""
-    value = record.value
-    room = MAX_VALUE_BYTES - 256 * 1024
-    if value is not None and len(value) > room:
-        detail, value = f"{detail} (the first {room:,} of {len(value):,} bytes are kept here)", value[:room]
+    """Return a record that can't be processed as a dead letter with its original bytes.
+
+    Parts that would not fit are cut, and `CUT` names them: a letter that can't be written would stop the partition for good.
+    """
+    key, value, headers = record.key, record.value, _fitting(record.headers)
+    sizes = {"value": (len(value or b""), _MOST_VALUE), "key": (len(key or b""), _MOST_KEY)}
+    cut = [part for part, (size, most) in sizes.items() if size > most]
+    cut += ["headers"] * (record.headers_lost or len(headers) < len(record.headers))
+    told = "; ".join(f"of its {part} the first {sizes[part][1]:,} of {sizes[part][0]:,} bytes" for part in cut if part in sizes)
+    detail = (
+        detail[:_MOST_TEXT] + (f" ({told} are kept here)" if told else "") + " (not all headers are kept)" * ("headers" in cut)
+    )
     identity = f"{record.topic}/{record.partition}/{record.offset}"
     letter = DeadLetter(
         record.topic,
@@ -98,10 +117,31 @@ def dead_letter(
         record.timestamp,
         reason,
         detail,
-        request_id,
-        run_id,
-        record.key,
-        value,
-        dict(record.headers),
+        request_id and request_id[:_MOST_KEY],
+        run_id and run_id[:_MOST_TEXT],
+        key and key[:_MOST_KEY],
+        value and value[:_MOST_VALUE],
+        headers,
     )
-    return envelope(DEADLETTER, identity, letter, source=source, identity=identity)
+    found = envelope(DEADLETTER, identity, letter, source=source, identity=identity)
+    return replace(found, headers=[*found.headers, (CUT, ",".join(cut).encode())]) if cut else found
+
+
+def redriven_from(topic: str, headers: Mapping[str, bytes | None]) -> tuple[int, int] | None:
+    """Return the partition and offset where a message of a topic stood first, if it was redriven."""
+    found = _PLACE.fullmatch((headers.get(REDRIVEN_FROM) or b"").decode("utf-8", "replace"))
+    return None if found is None or found[1] != topic else (int(found[2]), int(found[3]))
+
+
+def _fitting(headers: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+    """Return the headers, as far as a dead letter has room for them and their names are text."""
+    kept, size = dict[str, bytes | None](), 0
+    for name, value in headers.items():
+        try:
+            size += len(name.encode()) + len(value or b"") + 16
+        except UnicodeEncodeError:  # no UTF-8: see header_names.py
+            continue
+        if size > _MOST_HEADERS:
+            break
+        kept[name] = value
+    return kept

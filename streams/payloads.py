@@ -8,8 +8,10 @@ Nothing is deleted here, and nothing compressed: any tool can read what stands t
 import asyncio
 import errno
 import re
+import shutil
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from functools import cached_property
 from typing import Final, TypeVar
 
 import obstore
+import structlog
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
@@ -38,11 +41,18 @@ from streams.workflow.payloads import (
     resolve,
 )
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 _CACHE_BYTES: Final = 64 * 1024 * 1024
 _REMEMBERED: Final = 10_000
 """How many digests are known to be stored without asking; 150 bytes each."""
 _THREADS: Final = 4
+_HOLD_S: Final = 30.0
+"""How long a result that a store can't take is held: the call was made, and may have cost money."""
+_HOLD_BYTES: Final = 4 * MAX_PAYLOAD_BYTES
+"""How much is held so at once; what would be more is given up at once, and its step is tried again."""
+_HOLD_PAUSE_S: Final = 1.0
 
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_RIGHT: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -51,7 +61,14 @@ _ERRNO: Final = re.compile(r"\(os error (\d+)\)")
 
 
 class PayloadStoreError(PayloadError):
-    """The store can't be reached, is full or refuses. Trying again can help, once somebody has done what the message says."""
+    """The store can't be reached, is full or refuses. Trying again can help, once somebody has done what the message says.
+
+    `passing`: whether that may be soon, and without other settings.
+    """
+
+    def __init__(self, message: str, *, passing: bool = True) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 def failure(error: PayloadError) -> Failure:
@@ -76,6 +93,7 @@ class PayloadStore:
         self._cache: OrderedDict[str, tuple[str, int]] = OrderedDict()
         self._cached_bytes = 0
         self._stored: OrderedDict[str, None] = OrderedDict()
+        self._held_bytes = 0
         # Of its own: in the loop's threads tools run, and may take all of them for long.
         self._threads = ThreadPoolExecutor(_THREADS, "payloads")
 
@@ -112,8 +130,25 @@ class PayloadStore:
         return await self._in_thread(resolve, text)
 
     async def inlined(self, text: str) -> str:
-        """Return a JSON text, or the reference to it where it is large. Raises as `put` does."""
-        return await self._in_thread(inlined, text)
+        """Return a JSON text, or the reference to it where it is large. Raises as `put` does.
+
+        While the store is full or away it tries again, for 30 s at most: who has to give up here has to make the call again.
+        """
+        until, told, size = time.monotonic() + _HOLD_S, False, sys.getsizeof(text)
+        self._held_bytes += size
+        try:
+            while True:
+                try:
+                    return await self._in_thread(inlined, text)
+                except PayloadStoreError as error:
+                    if not error.passing or self._held_bytes > _HOLD_BYTES or time.monotonic() > until:
+                        raise
+                    if not told:
+                        log.warning("payloads.held", bytes=size, seconds=_HOLD_S, problem=str(error))
+                        told = True
+                await asyncio.sleep(_HOLD_PAUSE_S)
+        finally:
+            self._held_bytes -= size
 
     async def _in_thread(self, function: Callable[[str, "PayloadStore"], T], text: str) -> T:
         # Not obstore's own async functions: hashing and parsing megabytes would hold up the loop as well.
@@ -180,13 +215,25 @@ class PayloadStore:
             found = _ERRNO.search(str(error))
             number = int(found[1]) if found else None
             if number in _NO_ROOM:
-                why = "it is full: make room there, or let FOLDFLOW_PAYLOAD_STORE name another place"
+                why = f"it is full: make room there{self._free()}, or let FOLDFLOW_PAYLOAD_STORE name another place"
             elif number in _NO_RIGHT or isinstance(error, PermissionDeniedError | UnauthenticatedError):
                 why = "access is refused: give this process the right (or the credentials) to read and write there"
             else:
                 why = "it can't be used: check FOLDFLOW_PAYLOAD_STORE, a bucket's credentials, and that the place can be reached"
             reason = str(error).split("\n", 1)[0][:300]
-            raise PayloadStoreError(f"a payload can't be {done} in {self.place}; {why} ({reason})") from error
+            # A file where the folder should be stays wrong for longer than a result is worth holding.
+            passing = number in _NO_ROOM | _NO_RIGHT or (number is None and isinstance(error, BaseError))
+            raise PayloadStoreError(f"a payload can't be {done} in {self.place}; {why} ({reason})", passing=passing) from error
+
+    def _free(self) -> str:
+        """Return how much room a folder has, for people."""
+        if self._url is not None:
+            return ""
+        try:
+            usage = shutil.disk_usage(self._folder)
+        except OSError:
+            return ""
+        return f" ({usage.free:,} of {usage.total:,} bytes are free)"
 
 
 def _path(digest: str) -> str:

@@ -1,4 +1,4 @@
-"""The registry of workflow versions: a view of the compacted topic `specs`."""
+"""The registry of workflow versions: a view of the compacted topic `specs`. It ends in front of what newer code registered."""
 
 import time
 from typing import NamedTuple
@@ -7,8 +7,8 @@ from confluent_kafka import Consumer
 
 from events import codec, topics
 from events.commands import WorkflowRegistered
-from events.errors import NotDecodableError
-from streams import kafka
+from events.errors import NewerCodeError, NotDecodableError
+from streams import kafka, schemas
 from streams.envelope import envelope
 from streams.settings import Settings
 from streams.workflow.spec import WorkflowSpec, digest, from_canonical
@@ -26,18 +26,19 @@ class Version(NamedTuple):
 class SpecRegistry:
     """Workflow versions by digest and the newest by name, as far as they were read. For one thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, known: schemas.Schemas | None = None) -> None:
+        self._schemas = known or schemas.Schemas(settings)
         self._topic = kafka.name(settings, topics.SPECS)
         self._source: Consumer = kafka.reader(settings)
         self._source.assign([kafka.TopicPartition(self._topic, 0, 0)])
         self._next = 0
         self._canonical: dict[str, str] = {}
-        self._compiled: dict[str, WorkflowSpec] = {}
+        self._compiled: dict[str, WorkflowSpec | None] = {}
         self._newest: dict[str, str] = {}
         self._versions: dict[str, Version] = {}
 
-    def refresh(self, timeout_s: float = 30.0) -> None:
-        """Read on to the end of the topic as of now. Raises KafkaUnreachableError."""
+    def refresh(self, timeout_s: float = 120.0) -> None:
+        """Read on to the end of the topic as of now. Raises KafkaUnreachableError and NewerCodeError."""
         _, end = kafka.watermarks(self._source, self._topic, 0, timeout_s)
         deadline = time.monotonic() + timeout_s
         while self._next < end:
@@ -48,22 +49,33 @@ class SpecRegistry:
                 )
 
     def drain(self, timeout_s: float = 0.0) -> None:
-        """Take what has come since the last look; wait for it at most so long."""
+        """Take what has come since the last look; wait for it at most so long.
+
+        Raises NewerCodeError, and KafkaUnreachableError where it must ask who wrote something.
+        """
         for message in self._source.consume(kafka.BATCH, timeout_s):
             if message.error() is None:
-                self._next = (message.offset() or 0) + 1
-                self._take(message.value(), message.timestamp()[1])
+                offset = message.offset() or 0
+                try:
+                    self._take(offset, message.value(), message.timestamp()[1])
+                except (NewerCodeError, kafka.KafkaUnreachableError):
+                    self._source.seek(kafka.TopicPartition(self._topic, 0, offset))  # who asks again meets it again
+                    raise
+                self._next = offset + 1
             else:
                 self._next = max(self._next, message.offset() or 0)  # the end; behind compacted records too
 
-    def _take(self, value: bytes | None, at: int) -> None:
+    def _take(self, offset: int, value: bytes | None, at: int) -> None:
         try:
             registered = codec.decode(value, WorkflowRegistered)
         except NotDecodableError as error:
-            kafka.log.warning("specs.unreadable", offset=self._next - 1, problem=str(error))
+            self._schemas.refuse_newer(f"workflow version {self._topic}/0/{offset}", value, WorkflowRegistered)
+            kafka.log.warning("specs.unreadable", offset=offset, problem=str(error))
             return
         if digest(registered.spec) != registered.digest:
             kafka.log.warning("specs.forged", name=registered.name, digest=registered.digest)
+            return
+        if registered.current and not self._usable(registered):
             return
         self._canonical[registered.digest] = registered.spec
         self._versions.pop(registered.digest, None)  # registered again, it is a later one
@@ -71,12 +83,27 @@ class SpecRegistry:
         if registered.current:
             self._newest[registered.name] = registered.digest
 
+    def _usable(self, registered: WorkflowRegistered) -> bool:
+        """Whether a definition is one, of that name, to this code: a wrong one must not become a workflow's newest version."""
+        spec = self._compile(registered.digest, registered.spec)
+        if spec is not None and spec.name != registered.name:
+            kafka.log.warning("specs.forged", name=registered.name, digest=registered.digest)
+            return False
+        return spec is not None
+
+    def _compile(self, version: str, canonical: str) -> WorkflowSpec | None:
+        if version not in self._compiled:
+            try:
+                self._compiled[version] = from_canonical(canonical)
+            except Exception as error:  # noqa: BLE001 - the digest proves who wrote it as little as that it is a definition
+                kafka.log.warning("specs.unusable", digest=version, problem=str(error))
+                self._compiled[version] = None
+        return self._compiled[version]
+
     def get(self, version: str) -> WorkflowSpec | None:
-        """Return a version, None if it isn't known (yet)."""
-        spec = self._compiled.get(version)
-        if spec is None and version in self._canonical:
-            spec = self._compiled[version] = from_canonical(self._canonical[version])
-        return spec
+        """Return a version, None if it isn't known (yet), or is no definition to this code."""
+        canonical = self._canonical.get(version)
+        return None if canonical is None else self._compile(version, canonical)
 
     def newest(self, workflow: str) -> WorkflowSpec | None:
         """Return the newest version of a workflow, None if there is none (yet)."""
@@ -121,5 +148,6 @@ def publish(settings: Settings, specs: list[WorkflowSpec], *, current: bool = Tr
         for spec in new
     ]
     if records:
+        schemas.publish(settings)
         kafka.send(settings, records)
     return new

@@ -56,7 +56,10 @@ class Tool:
 
     def _call_sync(self, arguments: Mapping[str, Any], context: ToolContext) -> Any:
         # Checking and dumping stay in the thread: large rows would hold up the loop.
-        return self._dump(self._function(**self._validate(arguments, context)))
+        try:
+            return self._dump(self._function(**self._validate(arguments, context)))
+        except StopIteration as error:  # as a coroutine does: no future takes one, who waits for it would wait for ever
+            raise RuntimeError(f"{self.name} raised StopIteration") from error
 
     def _validate(self, arguments: Mapping[str, Any], context: ToolContext) -> dict[str, Any]:
         try:

@@ -1,12 +1,15 @@
 """Health: whether Kafka answers, how far the views are behind, and what is wrong with the ledger."""
 
+import contextlib
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 
 from api import models
 from api.views import LAG, TheProjector
 from projections import ledger
-from projections.database import Positions
-from projections.projector import Projector
+from projections.database import ViewsError
+from projections.projector import NotReadyError, Projector, Rebuild
 
 router = APIRouter(tags=["health"])
 
@@ -14,18 +17,18 @@ router = APIRouter(tags=["health"])
 @router.get("/health")
 def show_health(projector: TheProjector, response: Response) -> models.Health:
     """Say how things stand; 503 when nothing can be asked."""
-    positions: Positions = {}
+    positions, asked = projector.positions, False
     ignored: list[models.Ignored] = []
     breaks: list[models.Break] = []
-    if projector.opened:
-        with projector.views.snapshot() as (db, at):
-            positions = at
-            ignored = [models.Ignored(**row) for row in ledger.ignored(db)]
-            breaks = [models.Break(**row) for row in ledger.breaks(db)]
+    with contextlib.suppress(NotReadyError, ViewsError), projector.views.snapshot() as (db, at):
+        ignored = [models.Ignored(**row) for row in ledger.ignored(db)]
+        breaks = [models.Break(**row) for row in ledger.breaks(db)]
+        positions, asked = at, True
     lag = projector.lag(positions)
     reachable = projector.reachable()
-    status = _status(projector, healthy=reachable and not breaks)
-    if status == "failed" or not projector.opened:
+    rebuild = projector.rebuild
+    status = _status(projector, rebuild, healthy=asked and reachable and not breaks and projector.problem is None)
+    if status == "failed" or not asked:
         response.status_code = 503
     response.headers[LAG] = str(sum(lag.values()))
     partitions = [
@@ -37,6 +40,8 @@ def show_health(projector: TheProjector, response: Response) -> models.Health:
         kafka=projector.settings.bootstrap_servers,
         kafka_reachable=reachable,
         failure=projector.failure,
+        problem=projector.problem,
+        rebuild=None if rebuild is None else models.Rebuild(**asdict(rebuild)),
         lag=sum(lag.values()),
         partitions=partitions,
         ignored=ignored,
@@ -44,9 +49,11 @@ def show_health(projector: TheProjector, response: Response) -> models.Health:
     )
 
 
-def _status(projector: Projector, *, healthy: bool) -> models.Status:
+def _status(projector: Projector, rebuild: Rebuild | None, *, healthy: bool) -> models.Status:
     if projector.failure is not None:
         return "failed"
+    if rebuild is not None:
+        return "rebuilding"
     if not projector.caught_up.is_set():
         return "starting"
     return "ok" if healthy else "degraded"

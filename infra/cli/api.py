@@ -17,7 +17,9 @@ def api(
     """Serve the read API in the foreground, and keep its views up to date.
 
     `foldflow up` runs this by itself. It listens on FOLDFLOW_API_HOST and FOLDFLOW_API_PORT; its views (DuckDB) are in
-    FOLDFLOW_DATA_DIR and are made anew by themselves when they are damaged or the topics are others.
+    FOLDFLOW_DATA_DIR and are made anew by themselves when they are damaged or the topics are others. Without Kafka, its topics,
+    room on the disk or the file (another process holds it) it waits, and says so in its log and at GET /health; who asks gets
+    what it has read so far, or 503 while the views are not open or are being made anew.
 
     For example:
 

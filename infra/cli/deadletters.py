@@ -114,7 +114,7 @@ def redrive(  # noqa: PLR0913, PLR0917 - a command's options
     """Put messages on their topics again: the same bytes, key and headers, on the partition that the key belongs to.
 
     Put right first what was wrong: deploy the workflow, upgrade the process. A message that is refused again is a new dead
-    letter, whose header `foldflow_redriven` says where it was before. Nothing is ever put on `decisions`: history is written by
+    letter, whose header `foldflow_redriven` says where it was first. Nothing is ever put on `decisions`: history is written by
     its owner alone.
 
     The message is sent first and noted as redriven when Kafka has it. A crash in between leaves it open, and redriving it again

@@ -23,6 +23,7 @@ from projections.runs import RunRow, Runs
 from projections.steps import StepRow, Steps
 from streams import kafka
 from streams.kafka import Cluster, TopicPartition
+from streams.schemas import Schemas
 from streams.settings import Settings
 
 _FINE: Final = ("completed", "skipped")
@@ -42,9 +43,13 @@ class Sent:
 
 @dataclass
 class Followed:
-    """What is known of the run so far. `behind`: what is read now happened before, so nobody must be asked about it."""
+    """What is known of the run so far. `behind`: what is read now happened before, so nobody must be asked about it.
+
+    `schemas`: who knows what newer code writes; its decisions, and its letters about this run, raise NewerCodeError.
+    """
 
     sent: Sent
+    schemas: Schemas | None = None
     offset: int = -1
     behind: bool = False
     run: RunRow | None = None
@@ -57,7 +62,7 @@ class Followed:
 
     def __post_init__(self) -> None:
         self._steps.open[self.sent.run_id] = self.steps
-        self.history = History(self.sent.run_id)
+        self.history = History(self.sent.run_id, self.schemas)
 
     @property
     def over(self) -> bool:
@@ -94,6 +99,8 @@ class Followed:
         try:
             letter = codec.decode(message.value(), DeadLetter)
         except NotDecodableError:
+            if self.schemas is not None and self.sent.run_id.encode() in (value := message.value() or b""):
+                self.schemas.refuse_newer(f"a dead letter about run {self.sent.run_id}", value, DeadLetter)
             return False
         ours = (letter.topic, letter.partition, letter.offset) == (self.sent.topic, self.sent.partition, self.offset)
         # Intake may have taken the request and the orchestrator refused it: then only the run is named.
@@ -139,7 +146,7 @@ class Follower:
     """Reads on in the topics from where they were when it was made; make it before the request is sent."""
 
     def __init__(self, settings: Settings, cluster: Cluster, sent: Sent) -> None:
-        self.followed = Followed(sent)
+        self.followed = Followed(sent, Schemas(settings))
         self._source = kafka.reader(settings)
         self._decisions = kafka.name(settings, topics.DECISIONS)
         letters = kafka.name(settings, topics.DEADLETTER)
@@ -155,7 +162,10 @@ class Follower:
         self._source.assign(places)
 
     def changes(self, timeout_s: float) -> Iterator[Followed]:
-        """Yield what is known whenever it has changed, and at least every 0.2 s, until it is over or the time is up."""
+        """Yield what is known whenever it has changed, and at least every 0.2 s, until it is over or the time is up.
+
+        Raises NewerCodeError.
+        """
         deadline = time.monotonic() + timeout_s
         while not self.followed.over and time.monotonic() < deadline:
             for message in kafka.poll(self._source, max(0.0, min(0.2, deadline - time.monotonic()))):

@@ -141,14 +141,16 @@ def recorded(settings: Settings, cluster: "Cluster", run: str) -> "Recorded":
 
 
 def read(settings: Settings, cluster: "Cluster", run_id: str) -> "Recorded":
-    """Return a run's decisions that count, and its workflow's version. Raises KafkaUnreachableError."""
+    """Return a run's decisions that count, and its workflow's version. Raises KafkaUnreachableError and NewerCodeError."""
     from events import topics  # noqa: PLC0415
     from infra.cli.history import History  # noqa: PLC0415
     from streams import kafka  # noqa: PLC0415
     from streams.registry import SpecRegistry  # noqa: PLC0415
+    from streams.schemas import Schemas  # noqa: PLC0415
     from streams.testing.histories import Recorded  # noqa: PLC0415
 
-    history, values = History(run_id), list[bytes]()
+    schemas = Schemas(settings)
+    history, values = History(run_id, schemas), list[bytes]()
     source = kafka.reader(settings)
     try:
         partition = topics.partition_for(run_id.encode(), cluster.partitions[topics.DECISIONS.name])
@@ -162,7 +164,7 @@ def read(settings: Settings, cluster: "Cluster", run_id: str) -> "Recorded":
         source.close()
     if not values:
         return Recorded(run_id, None, ())
-    specs = SpecRegistry(settings)
+    specs = SpecRegistry(settings, schemas)
     try:
         specs.refresh()
         return Recorded(run_id, specs.get(history.state.digest), tuple(values))

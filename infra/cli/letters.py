@@ -15,7 +15,7 @@ from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
 from projections.deadletters import ACTIONS
 from streams import kafka
-from streams.envelope import CUT, REDRIVEN_FROM, Incoming, Outgoing, envelope
+from streams.envelope import CUT, REDRIVEN_FROM, Incoming, Outgoing, envelope, redriven_from
 from streams.kafka import Cluster
 from streams.settings import Settings
 
@@ -186,9 +186,9 @@ class Settler:
 
 
 def again(topic: topics.Topic, letter: DeadLetter) -> Outgoing:
-    """Return the message of a dead letter as it was, and where it was in a header. Its key chooses the partition anew."""
+    """Return the message of a dead letter as it was, and where it was first in a header. Its key chooses the partition anew."""
     headers: Mapping[str, bytes | None] = letter.headers
-    place = written((letter.topic, letter.partition, letter.offset)).encode()
+    place = written((letter.topic, *(redriven_from(letter.topic, headers) or (letter.partition, letter.offset)))).encode()
     kept: list[Any] = [(name, value) for name, value in headers.items() if name != REDRIVEN_FROM]
     return Outgoing(topic, letter.key, letter.value, [*kept, (REDRIVEN_FROM, place)])
 

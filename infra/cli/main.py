@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 import typer
 
+from events.errors import NewerCodeError
+
+NEWER = 78
+"""The exit code of what only newer code can do, as of a worker's process (EX_CONFIG of sysexits.h)."""
+
 
 class Command(NamedTuple):
     """A command: its name, the module that holds a function or `typer.Typer` of that name, and a line of help."""
@@ -27,6 +32,7 @@ COMMANDS = (
     Command("down", "infra.cli.cluster", "Stop everything that `up` started; data is kept."),
     Command("status", "infra.cli.cluster", "Show what runs, where it listens and where it logs."),
     Command("worker", "infra.cli.worker", "Run one role's processors in the foreground."),
+    Command("workers", "infra.cli.workers", "Show who works where, and what waits for them."),
     Command("api", "infra.cli.api", "Serve the read API in the foreground."),
     Command("run", "infra.cli.requests", "Start a run, and follow it."),
     Command("runs", "infra.cli.runs", "List runs."),
@@ -42,6 +48,7 @@ COMMANDS = (
     Command("history", "infra.cli.histories", "Write a run's history to a file, to decide it again."),
     Command("replay", "infra.cli.histories", "Decide recorded histories again, by today's code or another definition."),
     Command("tail", "infra.cli.tail", "Show the events on the topics, decoded, as they come."),
+    Command("deadletters", "infra.cli.deadletters", "List what couldn't be processed; redrive or discard it."),
     Command("deploy", "infra.cli.workflows", "Register workflows."),
     Command("workflows", "infra.cli.workflows", "List the registered workflows, or all versions of one."),
     Command("validate", "infra.cli.validate", "Find the mistakes in workflow definitions."),
@@ -86,7 +93,12 @@ def _not_loaded() -> None:
 
 def main() -> None:
     """Run the command line of this process."""
-    command_line(sys.argv[1:])(prog_name="foldflow")
+    try:
+        command_line(sys.argv[1:])(prog_name="foldflow")
+    except NewerCodeError as error:
+        text = f"{error}\nThis `foldflow` is older than the processes that work on these topics: upgrade foldflow."
+        print(text, file=sys.stderr)
+        raise SystemExit(NEWER) from None
 
 
 if __name__ == "__main__":

@@ -10,19 +10,22 @@ from confluent_kafka import Message
 
 from events import codec, ids, topics
 from events.commands import RunRequest
-from events.decisions import Decision
-from events.errors import NotDecodableError
+from events.decisions import DeadLetterSettled, Decision
+from events.errors import NewerCodeError, NotDecodableError
 from events.ids import chain_hash
 from events.topics import Topic, partition_for
 from projections.as_json import as_json, readable
 from streams import kafka
 from streams.envelope import Incoming
 from streams.kafka import Cluster, TopicPartition
+from streams.schemas import Schemas
 from streams.settings import Settings
 from streams.workflow.chain import Chain
 
 _BY_RUN: Final = frozenset({topics.INBOX.name, topics.DECISIONS.name, topics.FINISHED.name})
 """Topics whose key is the run's id, so that a run is in one partition."""
+_SECOND: Final[dict[str, type[Any]]] = {topics.REQUESTS.name: RunRequest, topics.DEADLETTER.name: DeadLetterSettled}
+"""What stands on a topic beside its own kind of event."""
 _WHOLE_ID: Final = 36
 
 
@@ -41,7 +44,7 @@ class Tail:
     """A reader of some of our topics; `run`: only what belongs to the run whose id begins like that."""
 
     def __init__(self, settings: Settings, cluster: Cluster, names: list[str], run: str) -> None:
-        self._settings, self._run = settings, run
+        self._settings, self._run, self._schemas = settings, run, Schemas(settings)
         self._source = kafka.reader(settings)
         self._topics = {kafka.name(settings, topics.TOPICS[name]): topics.TOPICS[name] for name in names}
         self._ends: dict[tuple[str, int], int] = {}
@@ -99,10 +102,10 @@ class Tail:
         if topic is topics.REQUESTS and record.value[:1] != b"\0":
             return self._request(record.value)
         try:
-            kind = RunRequest if topic is topics.REQUESTS and codec.kind_of(record.value) is RunRequest else topic.kind
-            event: Any = codec.decode(record.value, kind)
+            second = _SECOND.get(topic.name)
+            event: Any = codec.decode(record.value, second if second and codec.kind_of(record.value) is second else topic.kind)
         except NotDecodableError as error:
-            return _undecodable(record.value, str(error)), key, None
+            return _undecodable(record.value, self._problem(record, topic, error)), key, None
         run_id = getattr(event, "run_id", key)
         if topic is topics.REQUESTS and event.request_id and run_id is None:
             run_id = ids.run_id(event.request_id)
@@ -111,11 +114,21 @@ class Tail:
             verdict = chain.judge(record.offset, event, chain_hash(codec.unframed(record.value))).value
         return as_json(event), run_id, verdict
 
+    def _problem(self, record: Incoming, topic: Topic, error: NotDecodableError) -> str:
+        """Return why a record can't be shown. Behind one that newer code wrote no verdict is certain."""
+        try:
+            self._schemas.refuse_newer("this", record.value, *filter(None, (topic.kind, _SECOND.get(topic.name))))
+        except NewerCodeError as newer:
+            if topic is topics.DECISIONS:
+                self._chains.pop(record.partition, None)
+            return str(newer)
+        return str(error)
+
     def _request(self, value: bytes) -> tuple[dict[str, Any], str | None, str | None]:
         """Return a request that somebody wrote as JSON."""
         try:
             data = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return _undecodable(value, f"neither Avro nor JSON: {error}"), None, None
         if not isinstance(data, dict):
             return _undecodable(value, "a request is a JSON object"), None, None

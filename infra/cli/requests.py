@@ -78,7 +78,7 @@ def send(request: "WorkflowRequest", *, wait: bool, yes: bool, patience: float, 
     """Send a request and follow its run if told to; ends the command. `again`: its run may be there already."""
     from events import ids, topics  # noqa: PLC0415 - Kafka and Avro
     from infra.cli.follow import Follower, Sent, as_line  # noqa: PLC0415
-    from streams import kafka  # noqa: PLC0415
+    from streams import kafka, schemas  # noqa: PLC0415
     from streams.envelope import Outgoing, envelope  # noqa: PLC0415
 
     settings = quiet(Settings())
@@ -92,6 +92,7 @@ def send(request: "WorkflowRequest", *, wait: bool, yes: bool, patience: float, 
         partition = topics.partition_for(identity.encode(), cluster.partitions[topics.REQUESTS.name])
         sent = Sent(identity, run_id, kafka.name(settings, topics.REQUESTS), partition, again=again)
         follower = Follower(settings, cluster, sent) if wait else None
+        schemas.publish(settings)  # before the first record, as every process does
         (offset,) = kafka.send(settings, [Outgoing(record.topic, record.key, record.value, record.headers, partition)])
     except (kafka.KafkaUnreachableError, kafka.DeliveryFailedError, kafka.TopicMismatchError) as error:
         fail(f"The request was not sent: {error}", UNREACHABLE)

@@ -16,7 +16,7 @@ from infra.cli import outcome
 from infra.cli.history import History
 from infra.cli.outcome import Outcome
 from infra.cli.terminal import took
-from streams import kafka
+from streams import kafka, schemas
 from streams.envelope import Incoming, Outgoing, envelope
 from streams.kafka import Cluster, TopicPartition
 from streams.settings import Settings
@@ -25,11 +25,21 @@ from streams.workflow.state import RunState
 _POLL_S = 0.2
 
 
+class TooLargeError(kafka.DeliveryFailedError):
+    """A command is larger than any record may be; nothing was sent."""
+
+
 def send(settings: Settings, cluster: Cluster, run_id: str, command: Command) -> tuple[int, int]:
-    """Send a command and return its partition and offset. Raises DeliveryFailedError."""
+    """Send a command and return its partition and offset.
+
+    Raises TooLargeError before anything is sent, DeliveryFailedError and KafkaUnreachableError.
+    """
     partition = topics.partition_for(run_id.encode(), cluster.partitions[topics.REQUESTS.name])
     request = RunRequest(run_id, None, command)
     record = envelope(topics.REQUESTS, run_id, request, source="cli", identity=str(uuid.uuid4()), run_id=run_id)
+    if (size := len(record.value or b"")) > topics.MAX_VALUE_BYTES:
+        raise TooLargeError(f"the command is too large: {size:,} bytes; the limit is {topics.MAX_VALUE_BYTES:,}")
+    schemas.publish(settings)
     (offset,) = kafka.send(settings, [Outgoing(record.topic, record.key, record.value, record.headers, partition)])
     return partition, offset
 
@@ -45,10 +55,10 @@ class Line:
             kafka.name(settings, topic) for topic in (topics.DECISIONS, topics.INBOX, topics.DEADLETTER, topics.REQUESTS)
         )
         self._next = 0
-        self.history = History(run_id)
+        self.history = History(run_id, schemas.Schemas(settings))
 
     def catch_up(self) -> RunState:
-        """Read the run's decisions so far, and return what it has come to."""
+        """Read the run's decisions so far, and return what it has come to. Raises NewerCodeError."""
         low, high = kafka.watermarks(self._source, self._decisions, self._partition)
         for message in kafka.read_partition(self._source, self._decisions, self._partition, max(low, self._next), high):
             self.history.take(message.offset() or 0, message.value())
@@ -56,7 +66,7 @@ class Line:
         return self.history.state
 
     def say(self, command: Command, timeout_s: float) -> Outcome:
-        """Send a command and return what came of it; call `catch_up` before. Raises DeliveryFailedError."""
+        """Send a command and return what came of it; call `catch_up` before. Raises DeliveryFailedError and NewerCodeError."""
         places = [TopicPartition(self._decisions, self._partition, self._next), self._end(self._inbox, self._partition)]
         places += [self._end(self._letters, each) for each in range(self._cluster.partitions[topics.DEADLETTER.name])]
         self._source.assign(places)
@@ -113,6 +123,8 @@ class _Answer:
         try:
             letter = codec.decode(record.value, DeadLetter)
         except NotDecodableError:
+            if self.history.schemas is not None and self.history.run_id.encode() in (record.value or b""):
+                self.history.schemas.refuse_newer(f"a dead letter about run {self.history.run_id}", record.value, DeadLetter)
             return
         self.letters[letter.topic, letter.partition, letter.offset] = letter
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from infra.cli.naming import is_beginning, is_id, whole_id
-from infra.cli.requests import UNREACHABLE, seconds
+from infra.cli.requests import REFUSED, UNREACHABLE, seconds
 from infra.cli.terminal import fail, quiet, say
 from streams.settings import Settings
 
@@ -51,6 +51,8 @@ def tell(run: str, said: "Command | Callable[[Line], Command]", wait: bool, time
                 _sent(run_id, command, talk.send(settings, cluster, run_id, command), as_json=as_json)
                 return
             found = line.say(command, patience)
+    except talk.TooLargeError as error:
+        fail(f"Nothing was sent: {error}", REFUSED)
     except (kafka.KafkaUnreachableError, kafka.DeliveryFailedError, kafka.TopicMismatchError) as error:
         fail(f"Nothing was sent: {error}", UNREACHABLE)
     except KeyboardInterrupt:

@@ -70,5 +70,8 @@ def money(usd: float | None) -> str:
 
 
 def clock(ms: int) -> str:
-    """Write a time (milliseconds since the epoch) in this machine's time zone."""
-    return datetime.fromtimestamp(ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    """Write a time (milliseconds since the epoch) in this machine's time zone, with question marks if no calendar has it."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+    except (ValueError, OverflowError, OSError):  # records of outsiders bear any
+        return "????-??-?? ??:??:??.???"

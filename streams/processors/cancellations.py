@@ -11,8 +11,9 @@ import structlog
 
 from events import codec, topics
 from events.calls import CancelCall
-from events.errors import NotDecodableError
+from events.errors import NewerCodeError, NotDecodableError
 from streams import kafka
+from streams.schemas import Schemas
 from streams.settings import Settings
 
 log = structlog.get_logger()
@@ -24,21 +25,35 @@ _MAX_REASON: Final = 500
 
 
 class Cancellations:
-    """The newest cancellations, by call. One thread reads on; `reason` is for any."""
+    """The newest cancellations, by call. One thread reads on; `reason` is for any.
 
-    def __init__(self, settings: Settings, most: int = MOST) -> None:
+    Whoever makes calls must end when newer code cancels some: it can't know which.
+    """
+
+    def __init__(self, settings: Settings, schemas: Schemas | None = None, most: int = MOST) -> None:
+        self._schemas = schemas or Schemas(settings)
+        self._newer: NewerCodeError | None = None
         self._topic = kafka.name(settings, topics.CANCELLATIONS)
         self._most = most
         self._reasons: OrderedDict[bytes, str] = OrderedDict()
         self._source = kafka.reader(settings)
 
     def open(self) -> None:
-        """Read the newest up to the end as of now; `drain` goes on from there. Raises KafkaUnreachableError."""
+        """Read the newest up to the end as of now; `drain` goes on from there.
+
+        Raises KafkaUnreachableError and NewerCodeError.
+        """
         _, end = kafka.watermarks(self._source, self._topic, 0)
         # Not from a time on: after an outage of hours, calls that were cancelled early in it are still in the queue.
         for message in kafka.read_partition(self._source, self._topic, 0, max(0, end - self._most), end):
             self._take(message.value())
+        self.refuse_newer()
         self._source.assign([kafka.TopicPartition(self._topic, 0, end)])
+
+    def refuse_newer(self) -> None:
+        """Raise NewerCodeError if newer code has cancelled a call."""
+        if self._newer is not None:
+            raise self._newer
 
     def drain(self) -> dict[bytes, str]:
         """Take what has come since the last look, without waiting; return the reasons of what is new, by call."""
@@ -57,6 +72,10 @@ class Cancellations:
         try:
             cancel = codec.decode(value, CancelCall)
         except NotDecodableError as error:
+            try:
+                self._schemas.refuse_newer("a cancellation", value, CancelCall)
+            except NewerCodeError as newer:
+                self._newer = newer
             log.warning("cancellations.unreadable", problem=str(error))
             return None
         call = cancel.call_id.encode()

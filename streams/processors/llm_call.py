@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -65,10 +65,25 @@ async def close() -> None:
         load().in_memory_llm_clients_cache.flush_cache()  # else a later loop with the same id() is given a closed client
 
 
-async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | None = None) -> LlmCallCompleted | LlmCallFailed:
+def endpoint(model: str, settings: Settings) -> str:
+    """Return what is behind a model, by a name for people: those with the same name are up or down together."""
+    return f"{model} at {settings.local_model_url}" if model.startswith(_LOCAL) else model
+
+
+def _unheard(_: Failure | None) -> None:
+    """Tell nobody."""
+
+
+async def ask(
+    call: LlmCall,
+    settings: Settings,
+    store: payloads.PayloadStore | None = None,
+    told: Callable[[Failure | None], None] = _unheard,
+) -> LlmCallCompleted | LlmCallFailed:
     """Make one attempt and return its result. Raises nothing but `asyncio.CancelledError`, which ends the request as well.
 
-    `store`: where large messages and answers are, the settings' if none is given.
+    `store`: where large messages and answers are, the settings' if none is given. `told` hears how the provider did, once it was
+    asked: None if it answered, whatever that was worth.
     """
     started = time.perf_counter()
     model = call.request.model or settings.model
@@ -77,7 +92,7 @@ async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | 
         litellm = load() if load.cache_info().currsize else await asyncio.to_thread(load)
         store = store or payloads.PayloadStore(settings)
         request = await _resolved(call.request, store) if MARK in call.request.messages else call.request
-        response = await _answer(litellm, request, model, settings)
+        response = await _answer(litellm, request, model, settings, told)
         usage = _usage(response)
         cost = _cost(litellm, response, model, usage)
         output, finish_reason = usable_output(response, request.schema)
@@ -92,6 +107,10 @@ async def ask(call: LlmCall, settings: Settings, store: payloads.PayloadStore | 
         failure = error.failure
     except PayloadError as error:
         failure = payloads.failure(error)
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        failure = _failure(RuntimeError(f"the client gave up by itself: {error!r}"))
     except Exception as error:  # noqa: BLE001 — LiteLLM and the providers behind it raise anything; each becomes a kind
         failure = _failure(error)
     return LlmCallFailed(call.call_id, call.request.step, failure, clean_text(model), usage, cost, _since(started))
@@ -109,7 +128,9 @@ def _since(started: float) -> int:
     return round((time.perf_counter() - started) * 1000)
 
 
-async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> Any:
+async def _answer(
+    litellm: Any, request: LlmCallRequested, model: str, settings: Settings, told: Callable[[Failure | None], None]
+) -> Any:
     """Return LiteLLM's ModelResponse. Raises UnusableError, or whatever LiteLLM raises."""
     arguments = _arguments(litellm, request, model, settings)
     remaining = request.deadline / 1000 - time.time()
@@ -119,14 +140,19 @@ async def _answer(litellm: Any, request: LlmCallRequested, model: str, settings:
     try:
         async with limit:
             try:
-                return await litellm.acompletion(**arguments)
+                response = await litellm.acompletion(**arguments)
             except litellm.UnsupportedParamsError:
                 # Nothing was sent yet. Not for every call: with it LiteLLM asks again on status 422, then returns None.
-                return await litellm.acompletion(**arguments, drop_params=True)
+                response = await litellm.acompletion(**arguments, drop_params=True)
     except Exception as error:
         if limit.expired():  # whatever LiteLLM made of the cancellation
-            raise UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s") from error
+            late = UnusableError(FailureKind.TIMEOUT, f"no answer within {remaining:.1f} s")
+            told(late.failure)
+            raise late from error
+        told(_failure(error))
         raise
+    told(None)
+    return response
 
 
 def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,8 @@ its result. One that can't be decoded goes to the dead letters. No retries here:
 
 A call that is cancelled is given up: its task is cancelled, which closes its connections, and its result says so. A worker that
 is told to stop, or that another takes partitions from, ends its calls first, as long as `HAND_OVER_S`. What isn't over by then is
-cancelled too, but without a result: those calls are still to be made, by whoever takes them next.
+cancelled too, but without a result: those calls are still to be made, by whoever takes them next. A call or a cancellation that
+newer code wrote ends the worker in the same way, in front of it: it is for newer workers.
 """
 
 import asyncio
@@ -20,11 +21,14 @@ from typing import Any, Final, Protocol
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import kafka
 from streams.envelope import Incoming, Outgoing
 from streams.processors.cancellations import Cancellations
 from streams.processors.offsets import OffsetTracker
+from streams.processors.watchdog import Progress
+from streams.schemas import Schemas
 from streams.settings import Settings
 
 log = structlog.get_logger()
@@ -33,6 +37,8 @@ _POLL_S: Final = 0.1
 _COMMIT_EVERY_S: Final = 0.02
 """How long what is done may stay uncommitted: a crash repeats it. Each commit is a write on the broker, so not at every round."""
 
+_COMMIT_AGAIN_S: Final = 0.5
+"""How long after a commit that failed the next one is tried."""
 HAND_OVER_S: Final = 10.0
 """How long a stop, or a partition that goes to another worker, waits for calls in flight: what is given up is made twice."""
 _RECENT: Final = 100_000
@@ -85,33 +91,59 @@ class Worker:
         self._failure: BaseException | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set. Raises DeliveryFailedError when a result can't be delivered."""
+        """Work until `stop` is set.
+
+        Raises DeliveryFailedError when a result can't be delivered, and NewerCodeError: then only newer code may go on.
+        """
         kafka.connect(self.settings)
         self.producer = kafka.producer(self.settings)
-        self.cancellations = Cancellations(self.settings)
+        self.schemas = Schemas(self.settings)
+        self.cancellations = Cancellations(self.settings, self.schemas)
         self.cancellations.open()
         # Calls may take long; that this process lives shows in its heartbeats, that it works in its progress.
-        self.consumer = kafka.consumer(self.settings, self.topic.name, **{"max.poll.interval.ms": 86_400_000})
+        own = {"max.poll.interval.ms": 86_400_000, "on_commit": self._reported}
+        self.consumer = kafka.consumer(self.settings, self.topic.name, **own)
         name = kafka.name(self.settings, self.topic)
         self.consumer.subscribe([name], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not stop.is_set():
                 self._round()
-            self._stopping = True
-            self._end_calls(list(self._trackers.values()))
-            self._commit(wait=True)
+            self._leave()
+        except NewerCodeError:
+            self._leave()  # what is in flight is paid for
+            raise
         finally:
             self._stopping = True
             self.consumer.close()
             self.cancellations.close()
             self.loop.call_soon_threadsafe(self._cancel)
 
+    def progress(self) -> Progress:
+        """Return how far it has come; for the watchdog. One whose hands are full takes nothing, for as long as its calls take."""
+        with self._change:
+            full = self._flying >= self._concurrency or any(tracker.full for tracker in self._trackers.values())
+            return Progress(
+                {partition: tracker.position for partition, tracker in self._trackers.items()}, full or self._stopping
+            )
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """The partitions in hand."""
+        with self._change:
+            return tuple(sorted(self._trackers))
+
+    def _leave(self) -> None:
+        self._stopping = True
+        self._end_calls(list(self._trackers.values()))
+        self._commit(wait=True)
+
     def _round(self) -> None:
+        self.cancellations.refuse_newer()
         free = self._free()
         # While calls fly, acknowledgements come in, and are worth a commit soon.
         patience = _COMMIT_EVERY_S if self._flying or self._uncommitted else _POLL_S
         messages = kafka.poll(self.consumer, patience, free) if free else []
-        fresh = [flight for message in messages if (flight := self._fresh(message))]
+        fresh, newer = self._fresh_ones(messages)
         if fresh:
             with self._change:
                 self._flying += len(fresh)
@@ -119,6 +151,8 @@ class Worker:
         # After the start of what was taken: a cancellation that comes in between finds its call.
         self._serve(0)
         self._commit()
+        if newer is not None:
+            raise newer
 
     def _serve(self, timeout_s: float) -> None:
         """Give up what was cancelled and take acknowledgements. Raises what ended a call that should have had a result."""
@@ -136,6 +170,19 @@ class Worker:
                 self._change.wait_for(lambda: 2 * self._flying <= self._concurrency, _COMMIT_EVERY_S)
             full = any(tracker.full for tracker in self._trackers.values())
             return 0 if full else max(0, self._concurrency - self._flying)
+
+    def _fresh_ones(self, messages: list[Message]) -> tuple[list[_Flight], NewerCodeError | None]:
+        """Return the calls that have to be made, up to the first one that newer code wrote, and what to say about that."""
+        fresh: list[_Flight] = []
+        for message in messages:
+            try:
+                where = f"call {message.topic()}/{message.partition()}/{message.offset()}"
+                self.schemas.refuse_newer(where, message.value(), self.topic.kind)
+            except NewerCodeError as error:
+                return fresh, error
+            if flight := self._fresh(message):
+                fresh.append(flight)
+        return fresh, None
 
     def _fresh(self, message: Message) -> _Flight | None:
         """Return a call that has to be made: not one that is done, or that an orchestrator has sent twice."""
@@ -243,14 +290,24 @@ class Worker:
         topic = kafka.name(self.settings, self.topic)
         offsets = [TopicPartition(topic, partition, offset, metadata) for partition, (offset, metadata) in new.items()]
         try:
-            self.consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
+            if wait:
+                kafka.commit(self.consumer, offsets, HAND_OVER_S)
+            else:
+                self.consumer.commit(offsets=offsets, asynchronous=True)
             self._committed.update(new)
         except KafkaException as error:  # the group moved on: the next owner repeats what is in flight
             log.info("worker.not_committed", topic=topic, error=str(error))
 
+    def _reported(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """Commit again what could not be committed: while Kafka was away all that was done would else be repeated."""
+        for each in partitions:
+            if error is not None or each.error is not None:
+                self._committed.pop(each.partition, None)
+                self._committed_at = time.monotonic() + _COMMIT_AGAIN_S
+
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         starts = []
-        for each in consumer.committed(partitions, timeout=30.0):
+        for each in kafka.committed(consumer, partitions):
             start = max(0, each.offset)
             with self._change:
                 self._trackers[each.partition] = OffsetTracker(start, each.metadata or "")

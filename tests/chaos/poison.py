@@ -18,12 +18,9 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from events import codec, topics
-from events.decisions import (
-    DeadLetter,
-    FinishedRun,
-)
-from events.errors import NotDecodableError, UnknownSchemaError
+from events import codec, ids, topics
+from events.commands import SignalReceived
+from events.decisions import DeadLetter, FinishedRun
 from events.results import InboxMessage, Input
 from events.topics import Topic
 from streams.workflow.spec import WorkflowSpec
@@ -32,8 +29,14 @@ CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 MB: Final = 1024 * 1024
 RECORD_LIMIT: Final = topics.MAX_VALUE_BYTES + MB
 """Largest batch that a topic of ours takes, in bytes, as it is sent: a compressed one may hold far more."""
+FULL: Final = RECORD_LIMIT - 400
+"""The largest key or value that a topic takes, less some bytes for the batch around it."""
 DEEP: Final = "[" * 100_000 + "]" * 100_000
 FUTURE_MS: Final = 32_503_680_000_000  # the year 3000
+LONG_AGO: Final = (1, 1_000_000_000)
+"""Milliseconds since the epoch. Times to come the broker refuses."""
+NO_RUN: Final = ids.run_id("nobody asked for this")
+SIGNAL: Final = SignalReceived("s", "never-awaited", None, "null", "somebody")
 Headers = Sequence[tuple[Any, bytes | None]]
 
 HONEST: Final = WorkflowSpec.model_validate(
@@ -107,18 +110,13 @@ Outcome = Dead | Decided | Passed
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """One kind of poison. `takeover`: it is read when an owner takes over.
-
-    What is wrong today: `broken`, in whatever judges it; `stops`, in real processes only.
-    """
+    """One kind of poison. `takeover`: it is read when a process starts, or an owner takes over."""
 
     name: str
     topic: Topic
     shots: Callable[[Scene], Sequence[Shot]]
     outcome: Outcome
     takeover: bool = False
-    broken: str | None = None
-    stops: str | None = None
 
 
 # --- Sending ---
@@ -133,17 +131,17 @@ class Outsider:
     _producers: dict[str, Producer] = field(default_factory=dict)
 
     def send(self, topic: Topic, shots: Sequence[Shot]) -> list[tuple[str, int, int]]:
-        """Send records and return where they stand (full topic, partition, offset)."""
-        places: list[tuple[str, int, int]] = []
-
-        def delivered(error: Any, message: Any) -> None:
-            assert error is None, error
-            places.append((message.topic(), message.partition(), message.offset()))
-
+        """Send records and return where each stands (full topic, partition, offset)."""
+        places: dict[int, tuple[str, int, int]] = {}
         name = self.prefix + topic.name
-        for shot in shots:
+        for i, shot in enumerate(shots):
+
+            def delivered(error: Any, message: Any, i: int = i) -> None:
+                assert error is None, error
+                places[i] = message.topic(), message.partition(), message.offset()
+
             if any(not isinstance(key, str) for key, _ in shot.headers):
-                places.append((name, *self._raw(name, shot)))
+                places[i] = name, *self._raw(name, shot)
                 continue
             where: dict[str, Any] = {} if shot.partition is None else {"partition": shot.partition}
             self._producer(shot.codec).produce(
@@ -157,7 +155,7 @@ class Outsider:
             )
         for producer in self._producers.values():
             assert producer.flush(60) == 0
-        return places
+        return [places[i] for i in range(len(shots))]
 
     def refused(self, topic: Topic, shot: Shot) -> str | None:
         """Send a record and return the name of the broker's refusal, None: it took it."""
@@ -237,7 +235,7 @@ def unknown_schema() -> bytes:
 
 
 def junk(sample: Any) -> list[bytes | None]:
-    """Return what can't be decoded where `sample` belongs: the ways in which bytes are wrong, then what hypothesis finds."""
+    """Return what can't be decoded where `sample` belongs: a tombstone, the ways in which bytes are wrong, hypothesis's."""
     whole = codec.encode(sample)
     other = codec.encode(DeadLetter("t", 0, 0, 0, "r", "d") if not isinstance(sample, DeadLetter) else FinishedRun(b"x", 1))
     named: list[bytes | None] = [
@@ -257,20 +255,7 @@ def junk(sample: Any) -> list[bytes | None]:
         DEEP.encode(),
         b"\0" * 64,
     ]
-    return named + fuzzed(whole)
-
-
-def nobodys(sample: Any) -> list[bytes | None]:
-    """Return what can't be decoded and newer code can't have written: what it may have ends a tenure (decision record 008)."""
-    found: list[bytes | None] = []
-    for value in junk(sample):
-        try:
-            codec.decode(value, type(sample))
-        except UnknownSchemaError:
-            continue
-        except NotDecodableError:
-            found.append(value)
-    return found
+    return [*dict.fromkeys(named + fuzzed(whole))]
 
 
 def fuzzed(whole: bytes, most: int = 40) -> list[bytes | None]:

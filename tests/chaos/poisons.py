@@ -1,4 +1,4 @@
-"""The table of poisons: what outsiders put on the topics, and what becomes of it."""
+"""The table of poisons, of the work queues: what outsiders put there, and what becomes of it. `POISONS` is all of it."""
 
 import json
 from dataclasses import replace
@@ -7,57 +7,37 @@ from typing import Any, Final
 from poison import (
     CODECS,
     DEEP,
+    FULL,
     FUTURE_MS,
     HONEST,
+    LONG_AGO,
     MB,
-    RECORD_LIMIT,
+    NO_RUN,
+    SIGNAL,
     WAITING,
     Dead,
     Decided,
     Name,
     Passed,
     Poison,
-    Scene,
     Shot,
     junk,
-    nobodys,
     one,
     single,
     spread,
 )
+from poisons_kept import KEPT
 
 from events import codec, ids, topics
 from events.calls import CancelCall, LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
-from events.commands import SignalReceived, StartRun, WorkflowRegistered, WorkflowRequest
-from events.decisions import (
-    DeadLetter,
-    Decision,
-    FinishedRun,
-    InputIgnored,
-    LoopAdvanced,
-    OutputChanged,
-    RetryScheduled,
-    RunCompleted,
-    StepCompleted,
-    StepCopied,
-    TimerSet,
-)
+from events.commands import StartRun, WorkflowRequest
 from events.failure import Failure, FailureKind
-from events.ids import FIRST_PREV
 from events.results import ChildRunCompleted, InboxMessage, TimerFired, ToolCallCompleted, ToolCallFailed
-from events.snapshots import RunSnapshot
-from streams.workflow.spec import digest
 
-SIGNAL: Final = SignalReceived("s", "never-awaited", None, "null", "somebody")
 REQUEST: Final = WorkflowRequest(HONEST.name, '{"text": "x"}', "poison-request")
 TOOL: Final = ToolCall("c" * 32, "no-run", ToolCallRequested("step", 1, "echo", '{"value": "x"}', FUTURE_MS))
 LLM: Final = LlmCall("c" * 32, "no-run", LlmCallRequested("step", 1, None, "[]", "{}", None, FUTURE_MS))
 FAILED: Final = ToolCallFailed("c" * 32, "wait", Failure(FailureKind.TOOL_CRASHED, "forged"), None, 1)
-FULL: Final = RECORD_LIMIT - 400
-"""The largest key or value that a topic takes, less some bytes for the batch around it."""
-LONG_AGO: Final = (1, 1_000_000_000)
-"""Milliseconds since the epoch. Times to come the broker refuses."""
-NO_RUN: Final = ids.run_id("nobody asked for this")
 
 
 def asked(**changes: Any) -> bytes:
@@ -70,34 +50,6 @@ def raw(text: str) -> bytes:
     return b'{"workflow": "honest", "input": ' + text.encode("utf-8", "surrogatepass") + b"}"
 
 
-def registered(spec: str, name: str = "poison") -> bytes:
-    """Return a workflow version whose digest is right, whatever it says."""
-    return codec.encode(WorkflowRegistered(name, digest(spec), spec))
-
-
-def decided(scene: Scene, *effects: Any, name: str = "forged", cause: Any = None, seq: int = 1) -> Shot:
-    """Return a decision that nobody made, where it would stand: the first of a run, unless `seq` says otherwise."""
-    run = ids.run_id(name)
-    start = StartRun(name, WAITING.name, WAITING.digest, "{}")
-    decision = Decision(run, seq, FIRST_PREV, scene.inbox_id, 1 << 40, 0, cause or start, effects)
-    return Shot(codec.encode(decision), run.encode(), partition=scene.home(run))
-
-
-def snapshot(scene: Scene, **changes: Any) -> RunSnapshot:
-    """Return a snapshot that nobody made."""
-    kept = RunSnapshot(
-        *(NO_RUN, scene.decisions_id, 0, 3, b"h" * 32, scene.inbox_id, 0, 0, WAITING.name, WAITING.digest, "{}", 0),
-        *(None, None, 0, False, (), None, (), (), (), (), None, (), ()),
-    )
-    return replace(kept, **changes)
-
-
-def kept(key: str, value: bytes | None, **record: Any) -> Any:
-    """Return a record of `snapshots` on the partition of NO_RUN."""
-    return lambda scene: [Shot(value, key.encode("utf-8", "surrogateescape"), partition=scene.home(NO_RUN), **record)]
-
-
-NO_UTF8: Final = "aiokafka decodes header names as UTF-8 and raises: intake ends, and again at every start"
 REQUESTS: Final = (
     Poison("bytes", topics.REQUESTS, spread(junk(REQUEST)), Dead("not_decodable")),
     Poison("deep JSON", topics.REQUESTS, one(DEEP.encode()), Dead("not_decodable")),
@@ -153,7 +105,7 @@ REQUESTS: Final = (
         one(b"x", headers=[("a", b"1"), ("a", b"2"), ("a", None), ("", b"x"), ("ce_id", b"\xff\xfe"), ("traceparent", b"\0")]),
         Dead("not_decodable"),
     ),
-    Poison("header names", topics.REQUESTS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), Dead("not_decodable"), stops=NO_UTF8),
+    Poison("header names", topics.REQUESTS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), Dead("not_decodable")),
     Poison(
         "times",
         topics.REQUESTS,
@@ -230,7 +182,7 @@ INBOX: Final = (
         "start of an open run, once more",
         topics.INBOX,
         lambda s: [s.said(s.open, StartRun("open", WAITING.name, WAITING.digest, "{}"))],
-        Decided("duplicate"),
+        Decided("already_started"),
     ),
     Poison(
         "start of a finished run",
@@ -309,11 +261,11 @@ INBOX: Final = (
     ),
 )
 
-LARGE_RESULT: Final = "a call with such ids has a result that no record holds: the worker ends, for ever"
-NO_DEFINITION: Final = "the views raise RecursionError for deep JSON: the api ends, for ever"
 LONG: Final = "x" * 5 * MB
+AGAIN: Final = Passed("a call that is put on the queue twice is one call, and these bytes are a dead letter already")
 TOOLS: Final = (
-    Poison("bytes", topics.TOOL_CALLS, spread(junk(TOOL)), Dead("not_decodable")),
+    Poison("bytes", topics.TOOL_CALLS, spread(junk(TOOL)[1:]), Dead("not_decodable")),
+    Poison("a tombstone, and the same bytes again", topics.TOOL_CALLS, spread(junk(TOOL)), AGAIN),
     Poison("a call of no run", topics.TOOL_CALLS, one(codec.encode(TOOL)), Passed("the result is a dead letter of the inbox")),
     Poison(
         "arguments of deep JSON",
@@ -353,27 +305,25 @@ TOOLS: Final = (
         "unknown tool, very long",
         topics.TOOL_CALLS,
         one(codec.encode(replace(TOOL, call_id="u", request=replace(TOOL.request, tool="t" * (FULL - 1000))))),
-        Passed("the result says so"),
+        Dead("too_large"),
     ),
     Poison(
         "a call's id, very long",
         topics.TOOL_CALLS,
         one(codec.encode(replace(TOOL, call_id=LONG))),
-        Passed("the result says so"),
-        broken=LARGE_RESULT,
+        Dead("too_large"),
     ),
     Poison(
         "a run's id, very long",
         topics.TOOL_CALLS,
         one(codec.encode(replace(TOOL, call_id="r", run_id=LONG))),
-        Passed("the result says so"),
-        broken=LARGE_RESULT,
+        Dead("too_large"),
     ),
     Poison(
         "a step, very long",
         topics.TOOL_CALLS,
         one(codec.encode(replace(TOOL, call_id="p", request=replace(TOOL.request, step="s" * (FULL - 600))))),
-        Passed("the result says so"),
+        Dead("too_large"),
     ),
     Poison("key just below the limit", topics.TOOL_CALLS, one(b"x", key=b"k" * FULL), Dead("not_decodable")),
     Poison("a small batch of 40 MB", topics.TOOL_CALLS, one(b"\0" * 40 * MB, codec="zstd"), Dead("not_decodable")),
@@ -398,7 +348,8 @@ TOOLS: Final = (
     ),
 )
 LLMS: Final = (
-    Poison("bytes", topics.LLM_CALLS, spread(junk(LLM)), Dead("not_decodable")),
+    Poison("bytes", topics.LLM_CALLS, spread(junk(LLM)[1:]), Dead("not_decodable")),
+    Poison("a tombstone, and the same bytes again", topics.LLM_CALLS, spread(junk(LLM)), AGAIN),
     Poison(
         "messages that are none",
         topics.LLM_CALLS,
@@ -436,15 +387,13 @@ LLMS: Final = (
         "a model, very long",
         topics.LLM_CALLS,
         one(codec.encode(replace(LLM, call_id="l", request=replace(LLM.request, model="m" * (FULL - 600))))),
-        Passed("the result says so"),
-        broken=LARGE_RESULT,
+        Dead("too_large"),
     ),
     Poison(
         "a call's id, very long",
         topics.LLM_CALLS,
         one(codec.encode(replace(LLM, call_id=LONG, request=replace(LLM.request, messages="")))),
-        Passed("the result says so"),
-        broken=LARGE_RESULT,
+        Dead("too_large"),
     ),
     Poison("key just below the limit", topics.LLM_CALLS, one(b"x", key=b"k" * FULL), Dead("not_decodable")),
     Poison("header names", topics.LLM_CALLS, one(b"hn", headers=[(Name(b"\xff\xfe"), b"x")]), Dead("not_decodable")),
@@ -470,227 +419,4 @@ CANCELLATIONS: Final = (
     Poison("header names", topics.CANCELLATIONS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), Passed("workers log it")),
     Poison("codecs", topics.CANCELLATIONS, lambda _: [Shot(b"x" * 500, codec=each) for each in CODECS], Passed("workers log it")),
 )
-SPECS: Final = (
-    Poison("bytes", topics.SPECS, single(junk(WorkflowRegistered("n", "d", "{}"))), Passed("readers log it")),
-    Poison(
-        "forged digest",
-        topics.SPECS,
-        one(codec.encode(WorkflowRegistered(HONEST.name, HONEST.digest, WAITING.canonical))),
-        Passed("it isn't what it says"),
-    ),
-    Poison(
-        "no definition, with its right digest",
-        topics.SPECS,
-        single(
-            [
-                registered(text, "other")
-                for text in (
-                    "",
-                    "{}",
-                    "[]",
-                    "null",
-                    DEEP,
-                    "NaN",
-                    "1e400",
-                    '{"name": "other", "steps": []}',
-                    '{"steps": [{"name": 1}]}',
-                    '{"steps": 1}',
-                )
-            ]
-        ),
-        Passed("nobody asks for it"),
-        broken=NO_DEFINITION,
-    ),
-    Poison(
-        "no definition, as the newest of a workflow in use",
-        topics.SPECS,
-        one(registered('{"name": "honest", "steps": "none"}', HONEST.name)),
-        Passed("the newest that is one counts"),
-    ),
-    Poison(
-        "another workflow's definition under a name in use",
-        topics.SPECS,
-        one(registered(WAITING.canonical, HONEST.name)),
-        Passed("its name isn't that of the definition"),
-    ),
-    Poison(
-        "names",
-        topics.SPECS,
-        single([registered("{}", name) for name in ("", "\0", "x" * MB)]),
-        Passed("nobody asks for it"),
-    ),
-    Poison(
-        "times",
-        topics.SPECS,
-        lambda _: [Shot(registered("{}"), timestamp=at) for at in LONG_AGO],
-        Passed("nobody asks for it"),
-    ),
-    Poison("header names", topics.SPECS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), Passed("readers log it")),
-    Poison("codecs", topics.SPECS, lambda _: [Shot(b"x" * 500, codec=each) for each in CODECS], Passed("readers log it")),
-)
-LETTER: Final = DeadLetter("t", 0, 0, 0, "r", "d", "q", "r", b"k", b"v", {"h": None})
-DEADLETTER: Final = (
-    Poison("bytes", topics.DEADLETTER, spread(junk(LETTER)), Passed("there is no place further back")),
-    Poison("about itself", topics.DEADLETTER, one(codec.encode(replace(LETTER, topic="deadletter"))), Passed("it is listed")),
-    Poison(
-        "odd facts",
-        topics.DEADLETTER,
-        spread(
-            [
-                codec.encode(replace(LETTER, partition=-1, offset=-(1 << 63), timestamp=-(1 << 63))),
-                codec.encode(replace(LETTER, partition=(1 << 31) - 1, offset=(1 << 63) - 1, timestamp=(1 << 63) - 1)),
-                codec.encode(replace(LETTER, topic="\0", reason="\0" * 1000, detail="x" * MB, key=b"\xff" * MB)),
-            ]
-        ),
-        Passed("it is listed"),
-    ),
-    Poison(
-        "header names",
-        topics.DEADLETTER,
-        one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]),
-        Passed("there is no place further back"),
-        stops=NO_UTF8,
-    ),
-    Poison(
-        "times",
-        topics.DEADLETTER,
-        lambda _: [Shot(b"x", timestamp=at) for at in LONG_AGO],
-        Passed("there is no place further back"),
-    ),
-    Poison(
-        "codecs",
-        topics.DEADLETTER,
-        lambda _: [Shot(b"x" * 500, codec=each) for each in CODECS],
-        Passed("there is no place further back"),
-    ),
-    Poison(
-        "a small batch of 40 MB", topics.DEADLETTER, one(b"\0" * 40 * MB, codec="zstd"), Passed("there is no place further back")
-    ),
-)
-
-DECISION: Final = Decision(NO_RUN, 1, FIRST_PREV, b"i" * 16, 0, 0, SIGNAL, (InputIgnored("late"),))
-NOT_COUNTED: Final = Passed("it is nobody's decision")
-FORGED: Final = Passed("a run that nobody asked for; nothing else suffers")
-DECISIONS: Final = (
-    Poison(
-        "bytes",
-        topics.DECISIONS,
-        spread(nobodys(DECISION)),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison(
-        "ends what it never began",
-        topics.DECISIONS,
-        lambda s: [decided(s, RunCompleted("null"), seq=5, name="f5")],
-        FORGED,
-        takeover=True,
-    ),
-    Poison("completes a run", topics.DECISIONS, lambda s: [decided(s, RunCompleted(DEEP), name="fc")], FORGED, takeover=True),
-    Poison(
-        "a step that isn't there",
-        topics.DECISIONS,
-        lambda s: [decided(s, StepCompleted("none", None, None), name="fs")],
-        FORGED,
-        takeover=True,
-    ),
-    Poison(
-        "a retry of nothing",
-        topics.DECISIONS,
-        lambda s: [decided(s, RetryScheduled("none", 2, Failure(FailureKind.TIMEOUT, "x"), FUTURE_MS), name="fr")],
-        FORGED,
-        takeover=True,
-    ),
-    Poison("a copy of nothing", topics.DECISIONS, lambda s: [decided(s, StepCopied("none"), name="fy")], FORGED, takeover=True),
-    Poison(
-        "an output of nothing", topics.DECISIONS, lambda s: [decided(s, OutputChanged("none"), name="fo")], FORGED, takeover=True
-    ),
-    Poison(
-        "a loop of nothing", topics.DECISIONS, lambda s: [decided(s, LoopAdvanced("none", 3), name="fl")], FORGED, takeover=True
-    ),
-    Poison(
-        "a timer at the end of time",
-        topics.DECISIONS,
-        lambda s: [decided(s, TimerSet("", (1 << 63) - 1), name="ft")],
-        FORGED,
-        takeover=True,
-    ),
-    Poison("no effects", topics.DECISIONS, lambda s: [decided(s, name="fn")], FORGED, takeover=True),
-    Poison(
-        "an unknown failure's kind",
-        topics.DECISIONS,
-        lambda s: [decided(s, RetryScheduled("none", 1, Failure("odd", "x"), 1), name="fk")],
-        FORGED,
-        takeover=True,
-    ),
-    Poison("header names", topics.DECISIONS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), NOT_COUNTED, takeover=True),
-    Poison("codecs", topics.DECISIONS, lambda _: [Shot(b"x" * 500, codec=each) for each in CODECS], NOT_COUNTED, takeover=True),
-)
-INDEX: Final = (
-    Poison("bytes", topics.FINISHED, spread(nobodys(FinishedRun(b"i" * 16, 5))), NOT_COUNTED, takeover=True),
-    Poison(
-        "keys",
-        topics.FINISHED,
-        lambda s: [Shot(codec.encode(FinishedRun(s.decisions_id, -5)), key) for key in (None, b"", b"\xff" * 100)],
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison("header names", topics.FINISHED, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), NOT_COUNTED, takeover=True),
-)
-SNAPSHOTS: Final = (
-    Poison(
-        "keys",
-        topics.SNAPSHOTS,
-        lambda _: [Shot(b"x", key, partition=0) for key in (None, b"", b"\xff", b"/", b"x/", b"x/-1", b"x/y")],
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison("key with an odd digit", topics.SNAPSHOTS, kept(f"{NO_RUN}/²", b"x"), NOT_COUNTED, takeover=True),
-    Poison("key with many digits", topics.SNAPSHOTS, kept(f"{NO_RUN}/" + "9" * 5000, b"x"), NOT_COUNTED, takeover=True),
-    Poison(
-        "key of a number beyond SQLite",
-        topics.SNAPSHOTS,
-        lambda s: kept(f"{NO_RUN}/{1 << 64}", codec.encode(snapshot(s)))(s),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison(
-        "tombstone of a number beyond SQLite", topics.SNAPSHOTS, kept(f"{NO_RUN}/{1 << 64}", None), NOT_COUNTED, takeover=True
-    ),
-    Poison("bytes", topics.SNAPSHOTS, kept(f"{NO_RUN}/1", b"x"), NOT_COUNTED, takeover=True),
-    Poison("another topic's schema", topics.SNAPSHOTS, kept(f"{NO_RUN}/2", codec.encode(LETTER)), NOT_COUNTED, takeover=True),
-    Poison(
-        "a due time that is none",
-        topics.SNAPSHOTS,
-        lambda s: kept(f"{NO_RUN}/4", codec.encode(snapshot(s)), headers=[("foldflow_due", b"soon")])(s),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison(
-        "a due time beyond SQLite",
-        topics.SNAPSHOTS,
-        lambda s: kept(f"{NO_RUN}/4", codec.encode(snapshot(s)), headers=[("foldflow_due", b"9" * 30)])(s),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison(
-        "due now, cut",
-        topics.SNAPSHOTS,
-        lambda s: kept(f"{NO_RUN}/4", codec.encode(snapshot(s))[:40], headers=[("foldflow_due", b"1")])(s),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison(
-        "due now, of a status that is none",
-        topics.SNAPSHOTS,
-        lambda s: kept(f"{NO_RUN}/4", codec.encode(snapshot(s, copied="[", listening=())), headers=[("foldflow_due", b"1")])(s),
-        NOT_COUNTED,
-        takeover=True,
-    ),
-    Poison("a forged run", topics.SNAPSHOTS, lambda s: kept(f"{NO_RUN}/4", codec.encode(snapshot(s)))(s), FORGED, takeover=True),
-    Poison("header names", topics.SNAPSHOTS, one(b"x", headers=[(Name(b"\xff\xfe"), b"x")]), NOT_COUNTED, takeover=True),
-)
-POISONS: Final = (
-    *(*REQUESTS, *INBOX, *TOOLS, *LLMS, *CANCELLATIONS, *SPECS, *DEADLETTER),
-    *(*DECISIONS, *INDEX, *SNAPSHOTS),
-)
+POISONS: Final = (*REQUESTS, *INBOX, *TOOLS, *LLMS, *CANCELLATIONS, *KEPT)

@@ -1,8 +1,8 @@
 """A rolling upgrade under load, with real processes of two versions of the code on a real Kafka.
 
-From the first release to today's code in the documented order (that needs the git history: it is skipped in an archive or a shallow
-clone, `git fetch --unshallow`), and from today's code to its next version in an order in which every kind of process meets records
-that it can't read.
+From the first release to today's code in the documented order (that needs the git history: it is skipped in an archive, or a
+shallow clone, `git fetch --unshallow`), and from today's code to its next version in an order in which each kind of process
+meets records that it can't read.
 """
 
 import uuid

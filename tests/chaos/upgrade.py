@@ -1,8 +1,8 @@
 """Two versions of the code on one installation: processes of an older one beside a newer one's, and a load that both understand.
 
 Code that isn't today's lies in a folder of its own and runs in today's virtual environment; its folder goes first on the path,
-and each process says where its modules came from. Older code is taken out of git; the next version is today's with a field more in
-what stands on the queues.
+and each process says where its modules came from. Older code is taken out of git; the next version is today's with a field more
+in what stands on the queues.
 """
 
 import json

@@ -1,22 +1,47 @@
 import json
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from typer.testing import CliRunner
 
-from events import codec, topics
+from events import codec, ids, topics
 from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
 from events.topics import MAX_VALUE_BYTES
 from infra.cli import deadletters, letters
 from infra.cli.letters import Entry, NotRedrivableError
 from infra.cli.main import command_line
-from streams.envelope import CUT, Incoming, dead_letter
+from infra.cli.terminal import clock
+from projections.as_json import payload
+from streams.envelope import CUT, REDRIVEN_FROM, Incoming, dead_letter, redriven_from
+from streams.processors.intake import Intake
 from streams.settings import Settings
+from streams.workflow.spec import WorkflowSpec
 
 SETTINGS = Settings()
+GREET = WorkflowSpec.model_validate({"name": "greet", "steps": {"hello": {"transform": "='Hello'"}}})
 LETTER = DeadLetter("foldflow.requests", 3, 17, 1_000, "unknown_workflow", "there is none", "q", None, b"k", b"{}", {"a": None})
+
+
+class OneWorkflow:
+    """A registry that knows `greet`."""
+
+    def get(self, version: str) -> WorkflowSpec | None:
+        """Return a version."""
+        return GREET if version == GREET.digest else None
+
+    def newest(self, workflow: str) -> WorkflowSpec | None:
+        """Return the newest version."""
+        return GREET if workflow == GREET.name else None
+
+    def names(self) -> list[str]:
+        """Return all names."""
+        return [GREET.name]
+
+    def refresh(self) -> None:
+        """Look for new versions."""
 
 
 def settled(letter: DeadLetter, action: str, **changes: Any) -> DeadLetterSettled:
@@ -62,9 +87,9 @@ def test_the_last_settlement_says_how_a_letter_stands_and_all_are_its_history() 
 
 def test_a_message_goes_back_as_it_was_by_its_key() -> None:
     """Bytes, key and headers are the original ones, a header says where it was, and no partition is named."""
-    record = letters.again(topics.REQUESTS, replace(LETTER, headers={"a": None, letters.REDRIVEN_FROM: b"older", "b": b"\xff"}))
+    record = letters.again(topics.REQUESTS, replace(LETTER, headers={"a": None, REDRIVEN_FROM: b"older", "b": b"\xff"}))
     assert (record.topic, record.key, record.value, record.partition) == (topics.REQUESTS, b"k", b"{}", None)
-    assert record.headers == [("a", None), ("b", b"\xff"), (letters.REDRIVEN_FROM, b"foldflow.requests/3/17")]
+    assert record.headers == [("a", None), ("b", b"\xff"), (REDRIVEN_FROM, b"foldflow.requests/3/17")]
     assert letters.again(topics.REQUESTS, replace(LETTER, key=None)).key is None
 
 
@@ -98,6 +123,17 @@ def test_whatever_is_dead_lettered_fits_a_record_and_what_was_cut_is_not_redrive
     assert one.cut == cut
     with pytest.raises(NotRedrivableError, match="only a part"):
         letters.source_topic(SETTINGS, one)
+
+
+@pytest.mark.parametrize(("headers", "lost"), [({}, True), ({"a": b"1", "\udcff\udcfe": b"x"}, False)], ids=["lost", "odd"])
+def test_headers_whose_names_are_no_text_are_said_to_be_cut(headers: dict[str, bytes | None], lost: bool) -> None:
+    """A letter can't hold them, whether the client has lost all of a message's headers or read such a name."""
+    record = Incoming("foldflow.requests", 0, 1, 2, b"k", b"v", headers, headers_lost=lost)
+    made = dead_letter(record, "r", "d", "test")
+    letter = codec.decode(made.value, DeadLetter)
+    assert dict(made.headers)[CUT] == b"headers"
+    assert (letter.value, [*letter.headers]) == (b"v", [name for name in headers if name == "a"])
+    assert "not all headers are kept" in letter.detail
 
 
 def test_what_fits_is_kept_whole() -> None:
@@ -161,6 +197,32 @@ def test_filters() -> None:
     assert deadletters._filtered(SETTINGS, entries, "", "", "2h") == entries[2:]
     with pytest.raises(Exception, match="2"):
         deadletters._filtered(SETTINGS, entries, "", "", "soon")
+
+
+def test_a_request_without_an_id_is_one_run_however_often_it_is_redriven() -> None:
+    """Also when it became a dead letter once more in between: where it stood first names it. Another topic's header doesn't."""
+
+    def run(letter: DeadLetter, offset: int) -> bytes | None:
+        record = letters.again(topics.REQUESTS, letter)
+        read_again = Incoming(letter.topic, 5, offset, 1, record.key, record.value, dict(record.headers))
+        (said,) = Intake(OneWorkflow(), b"t" * 16).check(read_again)
+        assert said.topic is topics.INBOX
+        return said.key
+
+    letter = replace(LETTER, value=b'{"workflow": "greet", "input": {}}')
+    once = dict(letters.again(topics.REQUESTS, letter).headers)
+    later = replace(letter, partition=5, offset=100, headers=once)
+    assert run(letter, 100) == run(letter, 200) == run(later, 300) == ids.run_id(f"{UUID(bytes=b't' * 16)}/3/17").encode()
+    for forged in (b"foldflow.inbox/3/17", b"foldflow.requests/3/-1", b"foldflow.requests/3/017", b"\xff", None):
+        assert redriven_from(letter.topic, {REDRIVEN_FROM: forged}) is None
+
+
+def test_what_no_calendar_or_reader_can_take_is_shown_all_the_same() -> None:
+    """Times beyond the year 9999 and JSON beyond the recursion limit: anybody writes them, and whoever looks at them goes on."""
+    deep = "[" * 100_000 + "]" * 100_000
+    assert {clock(ms) for ms in ((1 << 63) - 1, -(1 << 63), 1 << 48)} == {"????-??-?? ??:??:??.???"}
+    assert len(clock(0)) == len("????-??-?? ??:??:??.???")
+    assert payload(deep) == deep
 
 
 @pytest.mark.parametrize("arguments", [["list", "--open", "--all"], ["show"], ["redrive", "--nonsense"]])

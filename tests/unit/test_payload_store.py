@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -265,6 +266,79 @@ def test_a_full_store_says_so(tmp_path: Path) -> None:
     assert files(tmp_path) == []
     full.put(text(1_000_000))
     assert full.get(digest(text(1_000_000))) == text(1_000_000)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "1m") -> Iterator[Path]:
+    """Give a file system of its own, or skip where none can be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_says_how_much_room_there_is(tmp_path: Path) -> None:
+    """Nothing half-written stays, what was stored can be read, and with room the same call succeeds."""
+    with small_disk(tmp_path / "disk") as disk:
+        full = store(disk)
+        kept = full.put(text(400_000, "k"))
+        with pytest.raises(
+            PayloadStoreError, match=r"it is full: make room there \([\d,]+ of 1,048,576 bytes are free\)"
+        ) as caught:
+            full.put(text(900_000))
+        assert caught.value.passing
+        assert files(disk) == [place(disk, text(400_000, "k"))]
+        assert full.put(text(400_000, "k")) == kept
+        assert store(disk).get(digest(text(400_000, "k"))) == text(400_000, "k")
+        place(disk, text(400_000, "k")).unlink()
+        assert full.put(text(900_000)) == reference(text(900_000))
+        assert store(disk).get(digest(text(900_000))) == text(900_000)
+
+
+def test_a_result_is_held_while_its_store_is_full(tmp_path: Path) -> None:
+    """The call was made: once there is room, its output is stored, and the call isn't made again."""
+    with small_disk(tmp_path / "disk") as disk:
+        filler = disk / "filler"
+        filler.write_bytes(b"x" * 900_000)
+
+        async def work() -> str:
+            held = asyncio.create_task(store(disk).inlined(text(400_000)))
+            await asyncio.sleep(0.5)
+            assert not held.done()
+            filler.unlink()
+            return await held
+
+        assert asyncio.run(work()) == reference(text(400_000))
+        assert store(disk).get(digest(text(400_000))) == text(400_000)
+
+
+def test_a_result_is_held_neither_for_ever_nor_with_too_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 30 s (here: none), or beyond 256 MB in all (here: 1 MB), it is a failure that is worth another attempt."""
+    with small_disk(tmp_path / "disk") as disk:
+        (disk / "filler").write_bytes(b"x" * 900_000)
+        for name, value in (("_HOLD_S", -1.0), ("_HOLD_BYTES", 1_000_000)):
+            with monkeypatch.context() as smaller:
+                smaller.setattr(payloads, name, value)
+                began = time.monotonic()
+                with pytest.raises(PayloadStoreError) as caught:
+                    asyncio.run(store(disk).inlined(text(1_100_000)))
+                assert failure(caught.value).retryable
+                assert time.monotonic() - began < 20
+
+
+def test_a_caller_s_time_limit_ends_the_holding(tmp_path: Path) -> None:
+    """Nobody waits longer for the store than for the call."""
+
+    async def work(disk: Path) -> None:
+        async with asyncio.timeout(0.3):
+            await store(disk).inlined(text(1_500_000))
+
+    with small_disk(tmp_path / "disk") as disk, pytest.raises(TimeoutError):
+        asyncio.run(work(disk))
 
 
 def test_a_store_without_permission_says_so() -> None:
