@@ -7,7 +7,7 @@ record, and whoever meets an unknown schema id looks here: only what newer code 
 
 import json
 import threading
-import time
+from typing import Final
 
 from events import catalog, codec, topics
 from events.decisions import SchemaPublished
@@ -16,8 +16,7 @@ from streams import kafka
 from streams.envelope import envelope
 from streams.settings import Settings
 
-FORGED_FOR_S = 1.0
-"""How long an id that isn't published counts as forged without another look: a flood of them must not cost a look each."""
+_DIGITS: Final = 20
 
 
 class Schemas:
@@ -25,19 +24,20 @@ class Schemas:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._topic = kafka.name(settings, topics.SCHEMAS)
         self._names: dict[int, str] = {}
-        self._forged: dict[int, float] = {}
+        self._next = 0
+        self._source: kafka.Consumer | None = None
         self._lock = threading.Lock()
 
     def newer(self, schema_id: int, *kinds: type) -> bool:
-        """Whether newer code is known to write records of one of these types in this schema. Raises KafkaUnreachableError."""
+        """Whether newer code is known to write records of one of these types in this schema. Raises KafkaUnreachableError.
+
+        A look is conclusive for every record that was there before it: who wrote it had published its schema first.
+        """
         with self._lock:
-            now = time.monotonic()
-            if schema_id not in self._names and now >= self._forged.get(schema_id, 0.0):
-                self._names = published(self._settings)
-                self._forged = {each: until for each, until in self._forged.items() if until > now}
-                if schema_id not in self._names:
-                    self._forged[schema_id] = now + FORGED_FOR_S
+            if schema_id not in self._names:
+                self.refresh()
             return self._names.get(schema_id) in {kind.__name__ for kind in kinds}
 
     def refuse_newer(self, where: str, value: bytes | None, *kinds: type) -> None:
@@ -46,19 +46,31 @@ class Schemas:
         if schema_id is not None and self.newer(schema_id, *kinds):
             raise NewerCodeError(where, schema_id)
 
+    def refresh(self) -> dict[int, str]:
+        """Read on to the end and return the names of all types whose schemas are published, by id.
 
-def published(settings: Settings) -> dict[int, str]:
-    """Return the names of all types whose schemas are published, by id. Raises KafkaUnreachableError."""
-    found: dict[int, str] = {}
-    with kafka.closing(kafka.reader(settings)) as source:
-        for message in kafka.read_partition(source, kafka.name(settings, topics.SCHEMAS), 0, 0):
+        Raises KafkaUnreachableError. Where there is no such topic nothing is published.
+        """
+        if self._source is None:
+            try:
+                kafka.find(kafka.admin(self._settings), self._settings, [topics.SCHEMAS])
+            except kafka.TopicsMissingError:
+                return self._names
+            self._source = kafka.reader(self._settings)
+        for message in kafka.read_partition(self._source, self._topic, 0, self._next):
+            self._next = (message.offset() or 0) + 1
             key = (message.key() or b"").decode("utf-8", "replace")
             entry = _entry(message.value())
             if entry is not None and str(entry.id) == key:
-                found[entry.id] = entry.name
-            elif message.value() is None and key.isascii() and key.isdigit():
-                found.pop(int(key), None)
-    return found
+                self._names[entry.id] = entry.name
+            elif message.value() is None and key.isascii() and key.isdigit() and len(key) < _DIGITS:
+                self._names.pop(int(key), None)
+        return self._names
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._source is not None:
+            self._source.close()
 
 
 def _entry(value: bytes | None) -> SchemaPublished | None:
@@ -74,10 +86,18 @@ def _entry(value: bytes | None) -> SchemaPublished | None:
     return entry if same else None
 
 
+def published(settings: Settings) -> dict[int, str]:
+    """Return the names of all types whose schemas are published now, by id. Raises KafkaUnreachableError."""
+    known = Schemas(settings)
+    try:
+        return known.refresh()
+    finally:
+        known.close()
+
+
 def publish(settings: Settings) -> None:
     """Publish what this code writes and isn't there; call it before the first record. Raises KafkaUnreachableError."""
     there = published(settings)
-    missing = [entry for entry in catalog.ENTRIES.values() if entry.id not in there]
     records = [
         envelope(
             topics.SCHEMAS,
@@ -86,7 +106,8 @@ def publish(settings: Settings) -> None:
             source="schemas",
             identity=str(entry.id),
         )
-        for entry in missing
+        for entry in catalog.ENTRIES.values()
+        if entry.id not in there
     ]
     if records:
         kafka.send(settings, records)

@@ -305,6 +305,7 @@ _NEXT: Final = {
     "unreadable": "who wrote it must write it anew; redriving helps when newer code can read it",
     "unknown_run": "is its request refused, or still to come? Redriving helps once the run exists",
     "too_large": "send less, or a reference to it, and discard this",
+    "internal": "a fault of intake: see its log; redrive it when that is mended",
     "set_aside": "the run's history is broken (`foldflow runs`); redriving helps once it is restored",
     "": "put right what its reason says, then redrive it; or discard it",
 }
