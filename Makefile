@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 QUESTION ?= How did Apple and Microsoft compare between 2005 and 2009?
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test check format bench chaos lock clean
+.PHONY: help install up down demo test check format bench chaos thorough lock clean
 
 help: ## Say what there is.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ demo: up ## Ask one question of real share prices, from request to released repo
 	$(BIN)/foldflow run market-analysis --wait $$([ -t 0 ] && [ -z "$(YES)" ] || echo --yes) -p "question=$$QUESTION"
 
 test: $(READY) ## Run all tests; Kafka and the model start by themselves.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## Lint, format, types, import contracts.
 	$(BIN)/ruff check .
@@ -50,6 +50,9 @@ bench: $(READY) ## Measure throughput, latency, memory and CPU of the whole thin
 
 chaos: $(READY) ## Kill every kind of process for 10 minutes under load, and check that nothing is lost.
 	$(BIN)/python tests/chaos/chaos.py $(CHAOS)
+
+thorough: $(READY) ## Run the tests that take minutes: zombies, upgrades, three brokers, pressure.
+	$(BIN)/python -m pytest -m thorough
 
 lock: ## Resolve the dependencies anew into requirements.lock.
 	$(UV) pip compile -q --only-binary :all: --overrides infra/lock-overrides.txt --generate-hashes --python-version 3.11 \

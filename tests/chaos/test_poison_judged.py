@@ -16,6 +16,7 @@ from poisons import POISONS
 
 from events import codec, ids, topics
 from events.commands import StartRun, WorkflowRegistered
+from events.decisions import FinishedRuns
 from events.errors import NotDecodableError
 from events.results import InboxMessage
 from infra.cli import deadletters, workers
@@ -25,6 +26,7 @@ from projections.views import Batch, Views
 from streams import schemas
 from streams.envelope import Incoming, Outgoing
 from streams.processors.cancellations import Cancellations
+from streams.processors.finished import FinishedIndex
 from streams.processors.intake import Intake
 from streams.processors.llm_worker import LlmCalls
 from streams.processors.orchestrator import Orchestrator
@@ -268,3 +270,20 @@ def test_a_version_that_nobody_registered_is_waited_for_once(tmp_path: Path) -> 
     assert started(1, "a" * 64) == ["decisions"]
     with pytest.raises(SpecUnknownError):
         started(2, "b" * 64)
+
+
+def test_a_forged_pack_hides_no_run_that_is_over() -> None:
+    """What is looked for by halves is in order whatever somebody puts there: a run that isn't found would start again."""
+    place = Place(SCENE.inbox_id, SCENE.decisions_id, 0, 1)
+    runs = sorted(ids.run_id(f"over-{i}") for i in range(100))
+    honest = FinishedIndex(place)
+    for offset, run_id in enumerate(runs):
+        honest[run_id] = offset
+    (pack,) = honest.pack()
+    forged = b"\xff" * 24 + b"\0" * 24 * 1000
+    for order in ((forged, None), (None, forged)):
+        index = FinishedIndex(place)
+        for offset, each in enumerate(order):
+            value = pack.value if each is None else codec.encode(FinishedRuns(SCENE.decisions_id, each))
+            index.read(offset, b"packed/1/0", value)
+        assert [index.get(run_id) for run_id in runs] == list(range(100))

@@ -236,6 +236,7 @@ def waiting_calls(settings: Settings, partitions: int) -> int:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_a_slow_model_fills_a_topic_and_nobody_s_memory(settings: Settings, slow_model: Model, tmp_path: Path) -> None:
     """Memory stays bounded, the queue is seen at the broker, runs without a model are quick, and in the end every run is over."""

@@ -84,6 +84,7 @@ def installation(broker: Settings, tmp_path: Path) -> Iterator[Start]:
         each.stop()
 
 
+@pytest.mark.thorough
 def test_an_upgrade_from_the_first_release_in_the_documented_order(installation: Start, tmp_path: Path) -> None:
     """Processes replaced one after the other while runs go on: each run ends once with its output, none of today's dies."""
     try:
@@ -112,6 +113,7 @@ def test_an_upgrade_from_the_first_release_in_the_documented_order(installation:
     _judge_calls(roles, load)
 
 
+@pytest.mark.thorough
 def test_an_upgrade_to_the_next_version_in_the_wrong_order(installation: Start, tmp_path: Path) -> None:
     """A tool worker first: orchestrators meet its results. Then one of these: workers and intake meet its calls and requests.
 

@@ -156,6 +156,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
         supervisor.down()
 
 
+@pytest.mark.thorough
 def test_every_record_is_on_three_brokers(brokers: Brokers) -> None:
     """Our topics and Kafka's own have three replicas, and two must have a record; nobody behind is elected."""
     admin = kafka.admin(brokers.settings)
@@ -172,6 +173,7 @@ def test_every_record_is_on_three_brokers(brokers: Brokers) -> None:
     until(lambda: quorum.missing_replicas(brokers.addresses) == {}, "every partition has all its replicas")
 
 
+@pytest.mark.thorough
 def test_any_broker_may_die_the_active_controller_included(brokers: Brokers) -> None:
     """Each is killed in turn while records are produced: production goes on, and each acknowledged record is there once."""
     first = brokers.active_controller()
@@ -190,6 +192,7 @@ def test_any_broker_may_die_the_active_controller_included(brokers: Brokers) -> 
     assert {value: stored[value] for value in sending.acknowledged if stored[value] != 1} == {}
 
 
+@pytest.mark.thorough
 def test_with_two_dead_nothing_is_acknowledged_and_nothing_is_lost(brokers: Brokers) -> None:
     """One broker alone acknowledges nothing, however long it lives; what was acknowledged before is there when they return."""
     alone = brokers.active_controller() or 1
@@ -211,6 +214,7 @@ def test_with_two_dead_nothing_is_acknowledged_and_nothing_is_lost(brokers: Brok
     assert {value: stored[value] for value in sending.acknowledged if stored[value] != 1} == {}
 
 
+@pytest.mark.thorough
 def test_all_three_may_die_at_once(brokers: Brokers) -> None:
     """What was acknowledged is in the page cache of this machine: killing all processes loses nothing."""
     with Sending(brokers, "all-dead") as sending:

@@ -179,7 +179,7 @@ def take_back(processes: Processes) -> None:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [each if each == "intake" else pytest.param(each, marks=pytest.mark.thorough) for each in ROLES])
 def test_a_role_ends_in_front_of_what_newer_code_wrote(own: Settings, processes: Processes, role: str) -> None:
     """Six bytes of anybody stop nothing; a published schema does, with what came before it done and acknowledged.
 
@@ -216,6 +216,7 @@ def test_a_role_ends_in_front_of_what_newer_code_wrote(own: Settings, processes:
     until(lambda: letters(own) == [(0, *garbage), (3, garbage[0], value)], lambda: processes.log)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_a_newer_workflow_or_cancellation_ends_who_must_know_of_it(own: Settings, processes: Processes) -> None:
     """Also when it stands there already at their start: one that went on would refuse, fail or pay for what it doesn't know."""

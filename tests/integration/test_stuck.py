@@ -55,7 +55,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("how", STUCK)
+@pytest.mark.parametrize(
+    "how", [each if each == "orchestrator" else pytest.param(each, marks=pytest.mark.thorough) for each in STUCK]
+)
 def test_a_process_that_stands_still_ends_by_itself(settings: Settings, tmp_path: Path, how: str) -> None:
     """Its exit code says so, its log says where each thread is; started anew, every run ends."""
     own = settings.model_copy(update={"stuck_after_s": 6.0, "partitions": 2})

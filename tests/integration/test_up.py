@@ -158,6 +158,7 @@ def test_up_starts_more_and_keeps_all_of_it(foldflow: Cli, cli_environment: dict
     assert httpx.get(f"{own}/health").status_code == 200
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)  # the pauses alone are 31 s
 def test_what_never_comes_up_again_is_given_up(foldflow: Cli, cli_environment: dict[str, str], tmp_path: Path) -> None:
     """After five starts that failed it is left dead and says why; the rest goes on, and `up` tries again once it is mended."""
@@ -198,6 +199,7 @@ def test_a_first_start_that_fails_leaves_nothing(foldflow: Cli, cli_environment:
     assert foldflow("status").returncode == 3
 
 
+@pytest.mark.thorough
 def test_in_the_foreground_too_what_dies_is_started_again(foldflow: Cli, cli_environment: dict[str, str], tmp_path: Path) -> None:
     """The terminal shows what died and that it is back; `down` elsewhere ends it in order."""
     command = [sys.executable, "-m", "infra.cli.main", "up", "--only", "kafka,model"]
