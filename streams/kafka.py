@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final
 
 import structlog
@@ -154,6 +155,7 @@ def _is_record(message: Message) -> bool:
 
 def incoming(message: Message) -> Incoming:
     """Return a consumed message as a record."""
+    headers = _headers(message)
     return Incoming(
         message.topic() or "",
         message.partition() or 0,
@@ -161,12 +163,25 @@ def incoming(message: Message) -> Incoming:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        {key: value.encode() if isinstance(value, str) else value for key, value in _pairs(message.headers())},
+        headers or {},
+        headers_lost=headers is None,
     )
 
 
-def _pairs(headers: Any) -> list[tuple[str, bytes | str | None]]:
-    return list(headers.items()) if isinstance(headers, dict) else list(headers or ())
+_ask_headers: Final = methodcaller("headers")
+"""In a hot loop Python 3.11 doesn't look whether a library's method has failed while it returned something; this does."""
+
+
+def _headers(message: Message) -> dict[str, bytes | None] | None:
+    """Return a message's headers; None where the name of one is no UTF-8: anybody can write it, and the client can't read it."""
+    try:
+        found = _ask_headers(message)
+    except SystemError as error:  # it has failed and returned a list with holes: looking into that would end the process
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+        return None
+    pairs = found.items() if isinstance(found, dict) else found or ()
+    return {key: value.encode() if isinstance(value, str) else value for key, value in pairs}
 
 
 def produce(target: Producer, settings: Settings, record: Outgoing, on_delivery: Callable[[Any, Any], None]) -> None:

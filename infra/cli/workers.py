@@ -232,7 +232,8 @@ def _show(seen: list[Seen], waiting: list[Waiting], amiss: list[str]) -> None:
 
 
 def _workers_table(seen: list[Seen]) -> "Table":
-    from rich.table import Table  # noqa: PLC0415 - 0.1 s
+    from rich.markup import escape  # noqa: PLC0415 - 0.1 s
+    from rich.table import Table  # noqa: PLC0415
 
     table = Table("worker", "", "host", "pid", "version", "since", "in flight", "partitions", "reported", box=None)
     for each in seen:
@@ -240,11 +241,11 @@ def _workers_table(seen: list[Seen]) -> "Table":
         flying = f"{report.in_flight} of {report.concurrency}" if report.concurrency else ""
         state = "[red]silent[/]" if each.silent else "[green]works[/]"
         table.add_row(
-            report.worker_id,
+            escape(report.worker_id),
             state,
-            report.host,
+            escape(report.host),
             str(report.pid),
-            report.version,
+            escape(report.version),
             clock(report.started_at)[:-4],
             flying,
             " ".join(map(str, report.partitions)),
@@ -261,8 +262,8 @@ def _circuits_table(circuits: list[tuple[WorkerReported, CircuitReported]]) -> "
     for worker, circuit in circuits:
         table.add_row(
             escape(circuit.endpoint),
-            f"[yellow]{circuit.state.replace('_', ' ')}[/]",
-            worker.worker_id,
+            f"[yellow]{escape(circuit.state.replace('_', ' '))}[/]",
+            escape(worker.worker_id),
             clock(circuit.since)[:-4],
             clock(circuit.retry_at)[11:-4] if circuit.retry_at else "",
             f"{circuit.failures} of {circuit.calls}",

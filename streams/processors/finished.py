@@ -11,6 +11,7 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from events import codec, topics
@@ -85,12 +86,12 @@ class FinishedIndex:
             return None
         if codec.kind_of(value) is FinishedRuns:
             pack = codec.decode(value, FinishedRuns)
-            if pack.decisions_topic_id == self._place.decisions_id and len(pack.runs) % _ENTRY == 0:
+            if pack.decisions_topic_id == self._place.decisions_id and _is_pack(pack.runs):
                 self._add_packed(pack.runs)
             self._packs.append(name)
             return None
         entry = codec.decode(value, FinishedRun)
-        if entry.decisions_topic_id != self._place.decisions_id:
+        if entry.decisions_topic_id != self._place.decisions_id or entry.first_offset < 0:
             return None
         self._loose[name] = entry.first_offset
         return name
@@ -148,6 +149,11 @@ class Without:
     def get(self, run_id: str) -> int | None:
         """Return what the index says of a run that isn't left out."""
         return None if run_id in self._runs else self._index.get(run_id)
+
+
+def _is_pack(runs: bytes) -> bool:
+    """Whether these are entries in order: what is looked for by halves must not be hidden by what somebody forged."""
+    return len(runs) % _ENTRY == 0 and all(one < other for one, other in pairwise(_entries(runs)))
 
 
 def _entries(packed: bytes) -> Iterator[bytes]:

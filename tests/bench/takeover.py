@@ -110,7 +110,7 @@ class Writer:
         """Settle what was judged; `now` says which runs have been idle for long enough to go out of memory."""
         offsets = list(range(self.tenure.end, self.tenure.end + self.tenure.unsettled))
         self.tenure.settle(offsets)
-        for entry in (*self.tenure.index_entries(), *self.tenure.keep_idle(now)):
+        for entry in (*self.tenure.follows(), *self.tenure.index_entries(), *self.tenure.keep_idle(now)):
             kafka.produce(self.producer, self.settings, entry, self.acks)
         self.producer.poll(0)
         self.tenure.commit()
@@ -210,7 +210,7 @@ class Ledger:
         with kafka.closing(kafka.reader(self.settings)) as source:
             for message in kafka.read_partition(source, name, writer.partition, tenure.finished.end):
                 tenure.index_read(message.offset() or 0, message.key(), message.value())
-        for record in tenure.finished.pack():
+        for record in tenure.pack():
             kafka.produce(self.producer, self.settings, record, writer.acks)
 
     def flush(self) -> None:

@@ -71,7 +71,12 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture
 def installation(broker: Settings, tmp_path: Path) -> Iterator[Installation]:
     """Return topics of the test's own, with both workflows registered; nothing runs yet."""
-    own = {"topic_prefix": f"z{uuid.uuid4().hex[:8]}.", "data_dir": tmp_path / "data", "session_timeout_ms": SESSION_MS}
+    own = {
+        "topic_prefix": f"z{uuid.uuid4().hex[:8]}.",
+        "data_dir": tmp_path / "data",
+        "session_timeout_ms": SESSION_MS,
+        "breaker_calls": 0,
+    }
     found = Installation(broker.model_copy(update=own), tmp_path)
     kafka.connect(found.settings)
     registry.publish(found.settings, [SPEC, SLOW])
@@ -226,11 +231,14 @@ def test_what_a_tool_worker_says_after_its_time_is_ignored(installation: Install
         return {call["call_id"] for call in installation.calls() if call["pid"] == process.pid}
 
     until(lambda: len(by(zombie)) > 10, 60, installation.logs)
+    stopped = now_ms()
     zombie.stop()
     seconds = until(lambda: completed(history, "one") == len(runs), 120, installation.logs)
     again = by(zombie) & by(other)
     assert len(again) > 5, "the other one makes the calls that nobody answered"
     zombie.wake()
+    done = {"at_ms": stopped, "until_ms": now_ms(), "kind": "stop", "role": "tool", "name": "T1"}
+    (installation.folder / "disruptions.jsonl").write_text(json.dumps(done) + "\n")
 
     def ignored() -> dict[str, str]:
         every = (record.decision for each in history.read().accepted.values() for record in each)
