@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 BATCH: Final = 1000
 """Most records that one poll takes."""
-_PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 120.0
 """How long Kafka may be away, as when it starts anew, until a process that needs it gives up."""
 _MAX_RECORD_BYTES: Final = topics.MAX_VALUE_BYTES + 1024 * 1024
 
@@ -225,7 +225,7 @@ class Acks:
             raise DeliveryFailedError(self.failure.str())
 
 
-def flush(target: Producer, *acks: Acks, timeout_s: float = _PATIENCE_S) -> None:
+def flush(target: Producer, *acks: Acks, timeout_s: float = PATIENCE_S) -> None:
     """Wait until everything is acknowledged. Raises DeliveryFailedError."""
     deadline = time.monotonic() + timeout_s
     while target.flush(1.0):
@@ -272,7 +272,7 @@ def read_partitions(
         return
     places = [TopicPartition(topic, partition, at) for partition, (at, _) in open_.items()]
     source.assign(places)
-    patience = time.monotonic() + _PATIENCE_S
+    patience = time.monotonic() + PATIENCE_S
     try:
         while open_:
             first = source.poll(0.2)  # `consume(n, t)` would wait at the end
@@ -280,63 +280,19 @@ def read_partitions(
                 partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
                 if partition not in open_ or (error is not None and error.code() != KafkaError._PARTITION_EOF):  # noqa: SLF001
                     continue
-                patience = time.monotonic() + _PATIENCE_S
+                patience = time.monotonic() + PATIENCE_S
                 stop = open_[partition][1]
                 if error is None and offset < stop:
                     yield message
                 if offset + (error is None) >= stop:  # a gap may lie at the end, where compaction has been
                     del open_[partition]
             if time.monotonic() > patience:
-                raise KafkaUnreachableError(f"{topic}/{sorted(open_)}: nothing came for {_PATIENCE_S:.0f} s")
+                raise KafkaUnreachableError(f"{topic}/{sorted(open_)}: nothing came for {PATIENCE_S:.0f} s")
     finally:
         source.incremental_unassign(places)
 
 
-_AWAY: Final = frozenset(
-    {
-        KafkaError._TIMED_OUT,  # noqa: SLF001 - the library's own names
-        KafkaError._TRANSPORT,  # noqa: SLF001
-        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
-        KafkaError._WAIT_COORD,  # noqa: SLF001
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.NOT_COORDINATOR,
-    }
-)
-"""Errors of a commit for which trying again can help: the group's coordinator is away, or not here any more."""
-
-
-def commit(member: Consumer, offsets: list[TopicPartition], patience_s: float) -> None:
-    """Commit and wait for it, trying again for a while when the group's coordinator is away. Raises KafkaException."""
-    deadline = time.monotonic() + patience_s
-    while (error := _commit_error(member, offsets)) is not None:
-        if error.code() not in _AWAY or time.monotonic() > deadline:
-            raise KafkaException(error)
-        time.sleep(0.2)
-
-
-def _commit_error(member: Consumer, offsets: list[TopicPartition]) -> KafkaError | None:
-    try:
-        done = member.commit(offsets=offsets, asynchronous=False)
-    except KafkaException as error:
-        return error.args[0]  # type: ignore[no-any-return]
-    return next((each.error for each in done if each.error is not None), None)
-
-
-def committed(member: Consumer, places: list[TopicPartition], timeout_s: float = _PATIENCE_S) -> list[TopicPartition]:
-    """Return what a group has committed for these partitions. Raises KafkaUnreachableError when the broker stays away."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            return member.committed(places, timeout=10.0)
-        except KafkaException as error:
-            if time.monotonic() > deadline:
-                raise KafkaUnreachableError(f"the committed offsets of {places[0].topic}: {error}") from error
-            time.sleep(0.1)  # the library fails at once while it has no connection
-
-
-def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = _PATIENCE_S) -> tuple[int, int]:
+def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = PATIENCE_S) -> tuple[int, int]:
     """Return a partition's first offset and its end, as of now. Raises KafkaUnreachableError."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -358,7 +314,7 @@ class Cluster:
     partitions: Mapping[str, int]
 
 
-def connect(settings: Settings, timeout_s: float = _PATIENCE_S) -> Cluster:
+def connect(settings: Settings, timeout_s: float = PATIENCE_S) -> Cluster:
     """Wait for Kafka, make the topics that are missing, and return what is known of them.
 
     Raises KafkaUnreachableError and TopicMismatchError.

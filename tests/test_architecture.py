@@ -25,7 +25,7 @@ HOMES = {
     "uvicorn": ("api.app", "infra.cli.*"),
     "duckdb": ("projections.*", "tools.builtin.*"),
     "confluent_kafka": (
-        *("streams.kafka", "streams.registry", "streams.processors.orchestrator", "streams.processors.worker"),
+        *("streams.kafka", "streams.commits", "streams.registry", "streams.processors.orchestrator", "streams.processors.worker"),
         *("infra.cli.*", "infra.embedded.*"),
     ),
     "fastavro": ("events.codec", "events.catalog"),

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from events import topics
 from events.errors import NewerCodeError, NotDecodableError
-from streams import kafka
+from streams import commits, kafka
 from streams.envelope import Incoming, Outgoing
 from streams.kafka import Acks, Cluster
 from streams.payloads import PayloadStore, PayloadStoreError
@@ -213,7 +213,7 @@ class Orchestrator:
             return
         try:
             if wait:
-                kafka.commit(self.consumer, offsets, COMMIT_WITHIN_S)
+                commits.commit(self.consumer, offsets, COMMIT_WITHIN_S)
             else:
                 self.consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:  # the group moved on; a lost commit costs time only
@@ -282,7 +282,7 @@ class Orchestrator:
     def _take_over(self, partitions: list[int], *, seek: bool) -> None:
         """Fetch position and mark, then read the index and the decisions, and go on from the position."""
         began, self._reading = time.monotonic(), True
-        committed = kafka.committed(self.consumer, [TopicPartition(self.inbox, partition) for partition in partitions])
+        committed = commits.committed(self.consumer, [TopicPartition(self.inbox, partition) for partition in partitions])
         while True:
             tenures = {each.partition: self._new_tenure(each) for each in committed}
             try:

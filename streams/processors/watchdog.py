@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from events.topics import Topic
-from streams import kafka
+from streams import commits, kafka
 from streams.kafka import Consumer
 from streams.settings import Settings
 
@@ -133,7 +133,7 @@ class Watchdog:
 
     def _positions(self, source: Consumer, known: Mapping[int, int | None]) -> dict[int, int]:
         unknown = [kafka.TopicPartition(self._topic, partition) for partition, at in known.items() if at is None]
-        committed = kafka.committed(source, unknown, _ANSWER_S) if unknown else []
+        committed = commits.committed(source, unknown, _ANSWER_S) if unknown else []
         return {partition: at for partition, at in known.items() if at is not None} | {
             each.partition: max(0, each.offset) for each in committed
         }

@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from events.errors import NewerCodeError
 from events.topics import Topic
-from streams import kafka
+from streams import commits, kafka
 from streams.envelope import Incoming, Outgoing
 from streams.processors.cancellations import Cancellations
 from streams.processors.offsets import OffsetTracker
@@ -41,6 +41,8 @@ _COMMIT_AGAIN_S: Final = 0.5
 """How long after a commit that failed the next one is tried."""
 HAND_OVER_S: Final = 10.0
 """How long a stop, or a partition that goes to another worker, waits for calls in flight: what is given up is made twice."""
+_LOOK_BACK: Final = 2_000
+"""How many calls of a partition that are done a new owner looks back at."""
 _RECENT: Final = 100_000
 """How many calls are remembered, so that one that is sent again after a takeover isn't made again; 100 bytes each."""
 
@@ -189,9 +191,12 @@ class Worker:
         record = kafka.incoming(message)
         with self._change:
             tracker = self._trackers.get(record.partition)
-            if tracker is None or not tracker.take(record.offset):
+            if tracker is None:
                 return None
-            digest = blake2b(record.value or b"", digest_size=16).digest()
+            digest = _digest(record.value)
+            if not tracker.take(record.offset):
+                self._recent.setdefault(digest, None)
+                return None
             if digest in self._recent:
                 known = self._recent[digest]
                 if known is None:
@@ -291,7 +296,7 @@ class Worker:
         offsets = [TopicPartition(topic, partition, offset, metadata) for partition, (offset, metadata) in new.items()]
         try:
             if wait:
-                kafka.commit(self.consumer, offsets, HAND_OVER_S)
+                commits.commit(self.consumer, offsets, HAND_OVER_S)
             else:
                 self.consumer.commit(offsets=offsets, asynchronous=True)
             self._committed.update(new)
@@ -307,14 +312,23 @@ class Worker:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         starts = []
-        for each in kafka.committed(consumer, partitions):
+        for each in commits.committed(consumer, partitions):
             start = max(0, each.offset)
             with self._change:
                 self._trackers[each.partition] = OffsetTracker(start, each.metadata or "")
             self._committed[each.partition] = (start, each.metadata or "")
             starts.append(TopicPartition(each.topic, each.partition, start))
+        self._look_back({each.partition: each.offset for each in starts})
         consumer.incremental_assign(starts)
         self.ready.set()
+
+    def _look_back(self, starts: dict[int, int]) -> None:
+        """Remember the last calls that others have made: an orchestrator that took over meanwhile may have sent them again."""
+        firsts = {partition: max(0, start - _LOOK_BACK) for partition, start in starts.items()}
+        with kafka.closing(kafka.reader(self.settings)) as source:
+            for message in kafka.read_partitions(source, kafka.name(self.settings, self.topic), firsts, starts):
+                with self._change:
+                    self._recent.setdefault(_digest(message.value()), None)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         with self._change:
@@ -337,3 +351,7 @@ class Worker:
                 self._trackers.pop(each.partition, None)
                 self._committed.pop(each.partition, None)
         consumer.incremental_unassign(partitions)
+
+
+def _digest(value: bytes | None) -> bytes:
+    return blake2b(value or b"", digest_size=16).digest()

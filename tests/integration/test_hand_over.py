@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from one_worker import assert_all_acknowledged, results, tool_call, until, working
 
 from events import topics
-from streams import kafka
+from streams import commits, kafka
 from streams.processors.offsets import OffsetTracker
 from streams.processors.tool_worker import ToolCalls
 from streams.processors.worker import Worker
@@ -91,6 +91,20 @@ def test_a_call_that_takes_too_long_does_not_hold_up_a_stop(few: Settings, slow:
         until(lambda: calls(tmp_path)["long"] == 2, 30)
 
 
+def test_a_call_that_another_worker_has_made_is_not_made_again(few: Settings, slow: ToolCalls, tmp_path: Path) -> None:
+    """An orchestrator that takes over sends again what had no result yet; by the time it is read it may have one."""
+    made = tool_call("one", "slow", folder=str(tmp_path), call="one", seconds="0")
+    with working(few, topics.TOOL_CALLS, slow):
+        kafka.send(few, [made])
+        until(lambda: len(results(few)) == 1, 20)
+        assert_all_acknowledged(few, topics.TOOL_CALLS)
+    with working(few, topics.TOOL_CALLS, slow):
+        kafka.send(few, [made, tool_call("other", "slow", folder=str(tmp_path), call="other", seconds="0")])
+        until(lambda: len(results(few)) == 2, 20)
+        assert_all_acknowledged(few, topics.TOOL_CALLS)
+    assert calls(tmp_path) == Counter(["one", "other"])
+
+
 def record(offset: int) -> Message:
     """Return a call as it is read."""
     return Message(topic="tool.calls", partition=0, offset=offset, key=b"call", value=b"the call", timestamp=(1, 0))
@@ -134,13 +148,13 @@ def test_the_last_commit_is_tried_again_while_kafka_is_away() -> None:
     """Who gave up at once would leave what was done to be made again. A group that moved on is another matter."""
     place = TopicPartition("tool.calls", 0, 7)
     away = Group(3, KafkaError.COORDINATOR_NOT_AVAILABLE)
-    kafka.commit(away, [place], 20)  # type: ignore[arg-type]
+    commits.commit(away, [place], 20)  # type: ignore[arg-type]
     assert away.committed == [7]
     gone = Group(1, KafkaError.ILLEGAL_GENERATION)
     with pytest.raises(KafkaException):
-        kafka.commit(gone, [place], 20)  # type: ignore[arg-type]
+        commits.commit(gone, [place], 20)  # type: ignore[arg-type]
     with pytest.raises(KafkaException):
-        kafka.commit(Group(1 << 30, KafkaError._TIMED_OUT), [place], 0.5)  # type: ignore[arg-type]
+        commits.commit(Group(1 << 30, KafkaError._TIMED_OUT), [place], 0.5)  # type: ignore[arg-type]
 
 
 def test_a_commit_that_fails_later_is_made_again(slow: ToolCalls) -> None:

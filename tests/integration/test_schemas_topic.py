@@ -26,7 +26,7 @@ from events.ids import FIRST_PREV, run_id
 from events.results import InboxMessage
 from events.topics import Topic
 from projections.projector import Projector
-from streams import kafka, schemas
+from streams import commits, kafka, schemas
 from streams.envelope import Outgoing, envelope
 from streams.processors.orchestrator import GROUP
 from streams.registry import publish
@@ -160,7 +160,7 @@ def letters(settings: Settings) -> list[tuple[int, str, bytes | None]]:
 
 def committed(settings: Settings, topic: Topic, group: str) -> int:
     with kafka.closing(kafka.consumer(settings, group)) as member:
-        (found,) = kafka.committed(member, [kafka.TopicPartition(kafka.name(settings, topic), 0)])
+        (found,) = commits.committed(member, [kafka.TopicPartition(kafka.name(settings, topic), 0)])
         return found.offset
 
 
