@@ -119,8 +119,8 @@ def redrive(  # noqa: PLR0913, PLR0917 - a command's options
 
     The message is sent first and noted as redriven when Kafka has it. A crash in between leaves it open, and redriving it again
     sends it twice. That is harmless for what has an identity of its own: a request with a `request_id` is the same run, a result
-    that its run has had is ignored, a worker's repeated call has the same `call_id`. A request WITHOUT `request_id` is known by
-    its place alone: each time it is redriven, it asks for another run (and a signal without `signal_id` counts again).
+    that its run has had is ignored, a worker's repeated call has the same `call_id`. A request without `request_id` keeps the
+    identity of the place where it stood first. A signal without `signal_id`, and any other command, counts again.
 
     For example:
 

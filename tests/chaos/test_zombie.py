@@ -96,6 +96,13 @@ def ask(installation: Installation, spec: WorkflowSpec, runs: int) -> set[str]:
     return {run_id(name) for name in names}
 
 
+def note(installation: Installation, role: str, name: str, stopped: int) -> None:
+    """Note for the checker that a process was stopped from then until now."""
+    done = {"at_ms": stopped, "until_ms": now_ms(), "kind": "stop", "role": role, "name": name}
+    with (installation.folder / "disruptions.jsonl").open("a") as file:
+        file.write(json.dumps(done) + "\n")
+
+
 def signals(runs: set[str], name: str) -> list[tuple[str, Input]]:
     """Return a signal for each run."""
     return [(run, SignalReceived(f"{name}/{run}", name, None, '"yes"', "test")) for run in sorted(runs)]
@@ -200,6 +207,7 @@ def stopped_and_woken(installation: Installation, history: History, runs: set[st
         until(lambda: flooded(history, turn) == 2 * NOISE * RUNS, 120, installation.logs)
     woken = now_ms()
     zombie.wake()
+    note(installation, "orchestrator", "A", stopped)
     until(lambda: installation.shared(GROUP, "A", "B"), 120, installation.logs)
     until(lambda: flooded(history, turn) == 2 * NOISE * RUNS, 120, installation.logs)
     overtaken = {name: partitions_in(each.said("orchestrator.overtaken", logged[name])) for name, each in both.items()}
@@ -237,8 +245,7 @@ def test_what_a_tool_worker_says_after_its_time_is_ignored(installation: Install
     again = by(zombie) & by(other)
     assert len(again) > 5, "the other one makes the calls that nobody answered"
     zombie.wake()
-    done = {"at_ms": stopped, "until_ms": now_ms(), "kind": "stop", "role": "tool", "name": "T1"}
-    (installation.folder / "disruptions.jsonl").write_text(json.dumps(done) + "\n")
+    note(installation, "tool", "T1", stopped)
 
     def ignored() -> dict[str, str]:
         every = (record.decision for each in history.read().accepted.values() for record in each)
