@@ -36,7 +36,7 @@ from streams.topology import ROLES, TOPOLOGY
 log = structlog.get_logger()
 
 
-END_S: Final = 45.0
+END_S: Final = 35.0
 """How long a process that is told to end may take: what it holds is settled and committed first."""
 EXIT_NEWER: Final = 78
 """Exit code of a process that met a record of newer code (EX_CONFIG: starting it again doesn't help)."""
@@ -262,7 +262,7 @@ def run(role: str, settings: Settings) -> None:
     _quiet()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     kafka.connect(settings)  # Faust's consumer gives up on topics that don't exist
-    schemas.publish(settings)  # before the first record, so that older code knows it from garbage
+    schemas.publish(settings, kafka.PATIENCE_S)  # before the first record, so that older code knows it from garbage
     app = build(role, settings)
     worker = faust.Worker(app, loglevel=settings.log_level, quiet=True, redirect_stdouts=False)
     threading.Thread(target=_end_in_time, args=(worker,), daemon=True).start()

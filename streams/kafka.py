@@ -302,6 +302,8 @@ def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = 
             if time.monotonic() > deadline:
                 raise KafkaUnreachableError(f"{topic}/{partition}: {error}") from error
             time.sleep(0.1)  # the library fails at once while it has no connection
+            with contextlib.suppress(KafkaException):  # and remembers for minutes that it heard nothing of a topic
+                source.list_topics(topic, timeout=1.0)
         else:
             return low, high
 

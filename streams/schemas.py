@@ -7,6 +7,7 @@ record, and whoever meets an unknown schema id looks here: only what newer code 
 
 import json
 import threading
+import time
 from typing import Final
 
 from events import catalog, codec, topics
@@ -86,18 +87,23 @@ def _entry(value: bytes | None) -> SchemaPublished | None:
     return entry if same else None
 
 
-def published(settings: Settings) -> dict[int, str]:
+def published(settings: Settings, patience_s: float = 0.0) -> dict[int, str]:
     """Return the names of all types whose schemas are published now, by id. Raises KafkaUnreachableError."""
-    known = Schemas(settings)
+    known, deadline = Schemas(settings), time.monotonic() + patience_s
     try:
-        return known.refresh()
+        while True:
+            try:
+                return known.refresh()
+            except kafka.KafkaUnreachableError:
+                if time.monotonic() > deadline:
+                    raise
     finally:
         known.close()
 
 
-def publish(settings: Settings) -> None:
+def publish(settings: Settings, patience_s: float = 0.0) -> None:
     """Publish what this code writes and isn't there; call it before the first record. Raises KafkaUnreachableError."""
-    there = published(settings)
+    there = published(settings, patience_s)
     records = [
         envelope(
             topics.SCHEMAS,
