@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from infra.embedded.supervisor import Supervisor
+from streams.kafka import connect
 from streams.settings import Settings
 
 HERE = Path(__file__).parent
@@ -79,6 +80,14 @@ def settings(kafka: str, embedded: Supervisor, tmp_path: Path) -> Settings:
             "session_timeout_ms": 6_000,
         }
     )
+
+
+@pytest.fixture
+def few(settings: Settings) -> Settings:
+    """Return settings whose topics are there, with two partitions: reading them all is quick."""
+    found = settings.model_copy(update={"partitions": 2})
+    connect(found)
+    return found
 
 
 @pytest.fixture

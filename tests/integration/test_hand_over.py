@@ -31,14 +31,6 @@ async def slow(folder: str, call: str, seconds: str) -> str:
 
 
 @pytest.fixture
-def few(settings: Settings) -> Settings:
-    """Return settings whose topics are there, with two partitions: reading them all is quick."""
-    found = settings.model_copy(update={"partitions": 2})
-    kafka.connect(found)
-    return found
-
-
-@pytest.fixture
 def slow(few: Settings, tmp_path: Path) -> ToolCalls:
     path = tmp_path / "slow_tools.py"
     path.write_text(TOOLS)
