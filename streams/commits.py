@@ -49,3 +49,14 @@ def committed(member: Consumer, places: list[TopicPartition], timeout_s: float =
             if time.monotonic() > deadline:
                 raise KafkaUnreachableError(f"the committed offsets of {places[0].topic}: {error}") from error
             time.sleep(0.1)  # the library fails at once while it has no connection
+
+
+def metadata(covered_ms: int | None, done: str) -> str:
+    """Return a worker's metadata of a commit: up to when it covers results (see `processors.answered`), and what is done."""
+    return f"{covered_ms}:{done}" if covered_ms is not None else done
+
+
+def covered(metadata_: str) -> tuple[int | None, str]:
+    """Return what a worker's metadata says: up to when the commit covers results, if it says so, and what is done."""
+    covered_ms, colon, done = metadata_.rpartition(":")
+    return (int(covered_ms), done) if colon and covered_ms.isdecimal() else (None, done)

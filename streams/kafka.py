@@ -308,6 +308,23 @@ def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = 
             return low, high
 
 
+def first_since(source: Consumer, topic: str, ends: Mapping[int, int], at_ms: int) -> dict[int, int]:
+    """Return each partition's first offset from a time on (milliseconds since the epoch), or its end where there is none.
+
+    Raises KafkaUnreachableError.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            found = source.offsets_for_times([TopicPartition(topic, each, max(0, at_ms)) for each in ends], timeout=10.0)
+        except KafkaException as error:
+            if time.monotonic() > deadline:
+                raise KafkaUnreachableError(f"{topic}: {error}") from error
+            time.sleep(0.1)  # the library fails at once while it has no connection
+        else:
+            return {each.partition: each.offset if each.offset >= 0 else ends[each.partition] for each in found}
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """What is known of the topics: ids (16 bytes) and numbers of partitions, by our names."""

@@ -21,10 +21,12 @@ from typing import Any, Final, Protocol
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import commits, kafka
 from streams.envelope import Incoming, Outgoing
+from streams.processors.answered import Answered
 from streams.processors.cancellations import Cancellations
 from streams.processors.offsets import OffsetTracker
 from streams.processors.watchdog import Progress
@@ -89,6 +91,7 @@ class Worker:
         self._committed_at = 0.0
         self._uncommitted = False
         self._recent: OrderedDict[bytes, _Flight | None] = OrderedDict()  # None: its result is acknowledged
+        self._answered = Answered(settings, topic)
         self._stopping = False
         self._failure: BaseException | None = None
 
@@ -97,7 +100,7 @@ class Worker:
 
         Raises DeliveryFailedError when a result can't be delivered, and NewerCodeError: then only newer code may go on.
         """
-        kafka.connect(self.settings)
+        self._answered.partitions = kafka.connect(self.settings).partitions[topics.INBOX.name]
         self.producer = kafka.producer(self.settings)
         self.schemas = Schemas(self.settings)
         self.cancellations = Cancellations(self.settings, self.schemas)
@@ -197,6 +200,8 @@ class Worker:
             if not tracker.take(record.offset):
                 self._recent.setdefault(digest, None)
                 return None
+            if self._answered.has(record):
+                self._recent.setdefault(digest, None)
             if digest in self._recent:
                 known = self._recent[digest]
                 if known is None:
@@ -269,11 +274,11 @@ class Worker:
     # --- Acknowledging ---
 
     def _delivered(self, flight: _Flight, error: KafkaError | None, message: Any) -> None:
-        del message
         if error is not None:
             self._failure = kafka.DeliveryFailedError(error.str())
             return
         with self._change:
+            self._answered.acknowledged(message)
             for tracker, offset in flight.places:
                 tracker.done(offset)
             if flight.digest in self._recent:
@@ -289,11 +294,15 @@ class Worker:
         with self._change:
             self._uncommitted = False
             state = {partition: (tracker.committable, tracker.metadata()) for partition, tracker in self._trackers.items()}
-        new = {partition: done for partition, done in state.items() if self._committed.get(partition) != done}
+            new = {partition: done for partition, done in state.items() if self._committed.get(partition) != done}
+            covered = {partition: self._answered.covered(partition, self._trackers[partition].position) for partition in new}
         if not new:
             return
         topic = kafka.name(self.settings, self.topic)
-        offsets = [TopicPartition(topic, partition, offset, metadata) for partition, (offset, metadata) in new.items()]
+        offsets = [
+            TopicPartition(topic, partition, offset, commits.metadata(covered[partition], done))
+            for partition, (offset, done) in new.items()
+        ]
         try:
             if wait:
                 commits.commit(self.consumer, offsets, HAND_OVER_S)
@@ -311,24 +320,39 @@ class Worker:
                 self._committed_at = time.monotonic() + _COMMIT_AGAIN_S
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        starts = []
+        starts: dict[int, int] = {}
+        covered: dict[int, int | None] = {}
         for each in commits.committed(consumer, partitions):
-            start = max(0, each.offset)
+            start = starts[each.partition] = max(0, each.offset)
+            covered[each.partition], done = commits.covered(each.metadata or "")
             with self._change:
-                self._trackers[each.partition] = OffsetTracker(start, each.metadata or "")
-            self._committed[each.partition] = (start, each.metadata or "")
-            starts.append(TopicPartition(each.topic, each.partition, start))
-        self._look_back({each.partition: each.offset for each in starts})
-        consumer.incremental_assign(starts)
+                self._trackers[each.partition] = OffsetTracker(start, done)
+            self._committed[each.partition] = (start, done)
+        self._look_back(starts, covered)
+        topic = kafka.name(self.settings, self.topic)
+        consumer.incremental_assign([TopicPartition(topic, partition, start) for partition, start in starts.items()])
         self.ready.set()
 
-    def _look_back(self, starts: dict[int, int]) -> None:
-        """Remember the last calls that others have made: an orchestrator that took over meanwhile may have sent them again."""
+    def _look_back(self, starts: dict[int, int], covered: dict[int, int | None]) -> None:
+        """Find out what others have made of what is to come.
+
+        An orchestrator that took over may have sent calls again that are done, and a worker may have made calls that it didn't
+        commit.
+        """
+        topic = kafka.name(self.settings, self.topic)
         firsts = {partition: max(0, start - _LOOK_BACK) for partition, start in starts.items()}
+        open_: dict[int, tuple[int, int, int]] = {}
         with kafka.closing(kafka.reader(self.settings)) as source:
-            for message in kafka.read_partitions(source, kafka.name(self.settings, self.topic), firsts, starts):
-                with self._change:
-                    self._recent.setdefault(_digest(message.value()), None)
+            ends = {partition: kafka.watermarks(source, topic, partition)[1] for partition in starts}
+            upto = {partition: min(start + 1, ends[partition]) for partition, start in starts.items()}
+            for message in kafka.read_partitions(source, topic, firsts, upto):
+                partition, offset = message.partition() or 0, message.offset() or 0
+                if offset < starts[partition]:
+                    with self._change:
+                        self._recent.setdefault(_digest(message.value()), None)
+                else:
+                    open_[partition] = offset, message.timestamp()[1], ends[partition]
+            self._answered.look(source, open_, covered)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         with self._change:
@@ -350,6 +374,7 @@ class Worker:
             for each in partitions:
                 self._trackers.pop(each.partition, None)
                 self._committed.pop(each.partition, None)
+                self._answered.lost(each.partition)
         consumer.incremental_unassign(partitions)
 
 

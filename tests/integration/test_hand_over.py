@@ -9,7 +9,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from one_worker import assert_all_acknowledged, results, tool_call, until, working
 
 from events import topics
+from events.results import InboxMessage, ToolCallCompleted
 from streams import commits, kafka
+from streams.envelope import Outgoing, envelope
 from streams.processors.offsets import OffsetTracker
 from streams.processors.tool_worker import ToolCalls
 from streams.processors.worker import Worker
@@ -97,6 +99,33 @@ def test_a_call_that_another_worker_has_made_is_not_made_again(few: Settings, sl
     assert calls(tmp_path) == Counter(["one", "other"])
 
 
+@pytest.mark.parametrize("committed", [False, True], ids=["before any commit", "after some"])
+def test_a_call_whose_result_is_on_the_inbox_is_not_made_again(
+    few: Settings, slow: ToolCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, committed: bool
+) -> None:
+    """A worker crashes between its results and their commit, or Kafka loses the commit: the inbox tells what is done."""
+
+    def call(name: str, seconds: str = "0") -> Outgoing:
+        return tool_call(name, "slow", folder=str(tmp_path), call=name, seconds=seconds)
+
+    names = [f"call-{i}" for i in range(8)]
+    with working(few, topics.TOOL_CALLS, slow) as worker:
+        if committed:
+            kafka.send(few, [call("first")])
+            until(lambda: "first" in results(few), 20)
+            assert_all_acknowledged(few, topics.TOOL_CALLS)
+        monkeypatch.setattr(worker, "_commit", lambda **_: None)
+        kafka.send(few, [call(name) for name in names])
+        until(lambda: results(few).keys() >= set(names), 20)
+    # Somebody else's word about a call, under another run's key, answers nothing.
+    stray = InboxMessage("other", ToolCallCompleted("stray", "step-stray", "1", "1", 0))
+    kafka.send(few, [envelope(topics.INBOX, "other", stray, source="test", identity="stray/result"), call("stray")])
+    with working(few, topics.TOOL_CALLS, slow):
+        until(lambda: calls(tmp_path)["stray"] == 1, 20)
+        assert_all_acknowledged(few, topics.TOOL_CALLS)
+    assert calls(tmp_path) == Counter([*names, "stray", *["first"] * committed])
+
+
 def record(offset: int) -> Message:
     """Return a call as it is read."""
     return Message(topic="tool.calls", partition=0, offset=offset, key=b"call", value=b"the call", timestamp=(1, 0))
@@ -114,7 +143,7 @@ def test_a_call_that_is_read_again_is_not_done_before_its_first_reading_is(slow:
     worker._trackers[0] = OffsetTracker(5)  # revoked and assigned again
     assert worker._fresh(record(5)) is None, "it is in flight"
     assert worker._trackers[0].committable == 5
-    worker._delivered(flight, None, None)
+    worker._delivered(flight, None, record(0))
     assert worker._trackers[0].committable == 6
     assert worker._fresh(record(6)) is None, "its result is on the inbox"
     assert worker._trackers[0].committable == 7
@@ -166,7 +195,7 @@ def test_a_commit_that_fails_later_is_made_again(slow: ToolCalls) -> None:
     worker._trackers[0] = OffsetTracker(5)
     flight = worker._fresh(record(5))
     assert flight is not None
-    worker._delivered(flight, None, None)
+    worker._delivered(flight, None, record(0))
     for _ in range(2):
         worker._committed_at = 0.0
         worker._commit()
