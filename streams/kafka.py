@@ -106,6 +106,8 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": settings.session_timeout_ms,
                 "heartbeat.interval.ms": max(300, settings.session_timeout_ms // 5),
+                # What waits to be sent to a broker that went away has no other time limit: a last commit, for a minute.
+                "socket.timeout.ms": 3_000,
                 # The broker answers a fetch as soon as there is one byte; this bounds how long it holds an empty one.
                 "fetch.wait.max.ms": 100,
                 "fetch.message.max.bytes": _MAX_RECORD_BYTES,

@@ -43,6 +43,8 @@ _COMMIT_AGAIN_S: Final = 0.5
 """How long after a commit that failed the next one is tried."""
 HAND_OVER_S: Final = 10.0
 """How long a stop, or a partition that goes to another worker, waits for calls in flight: what is given up is made twice."""
+_COMMIT_S: Final = 5.0
+"""How long a last commit is tried while Kafka is away; without it those calls are found on the inbox by who takes them next."""
 _LOOK_BACK: Final = 2_000
 """How many calls of a partition that are done a new owner looks back at."""
 _RECENT: Final = 100_000
@@ -305,7 +307,7 @@ class Worker:
         ]
         try:
             if wait:
-                commits.commit(self.consumer, offsets, HAND_OVER_S)
+                commits.commit(self.consumer, offsets, _COMMIT_S)
             else:
                 self.consumer.commit(offsets=offsets, asynchronous=True)
             self._committed.update(new)

@@ -6,8 +6,10 @@ It starts Kafka, intake, one orchestrator and one tool worker on free ports with
 """
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -37,10 +39,12 @@ PROCESSES = "kafka,intake,orchestrator,tool"
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a loopback port that nobody listens on, below those that the system gives to connections going out."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - two benches at once must not choose alike
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from upgrade import (
     CHANGED,
     ROOT,
@@ -43,19 +44,11 @@ TODAY = {kind.__name__: entry.id for kind, entry in ENTRIES.items()}
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Start a Kafka of its own."""
     supervisor = Supervisor(
-        Settings(bootstrap_servers=f"127.0.0.1:{_free_port()}", data_dir=tmp_path_factory.mktemp("kafka"), replication_factor=1)
+        Settings(bootstrap_servers=f"127.0.0.1:{free_port()}", data_dir=tmp_path_factory.mktemp("kafka"), replication_factor=1)
     )
     supervisor.up(frozenset({"kafka"}))
     yield supervisor.settings
     supervisor.down()
-
-
-def _free_port() -> int:
-    import socket  # noqa: PLC0415
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 Start = Callable[..., Roles]
