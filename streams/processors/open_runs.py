@@ -23,7 +23,7 @@ from streams.processors.finished import FinishedIndex, Place
 from streams.processors.shelf import Shelf
 from streams.workflow.chain import Head
 from streams.workflow.payloads import Memory, Payloads
-from streams.workflow.snapshot import keep, restore
+from streams.workflow.snapshot import keep, next_due, restore
 from streams.workflow.spec import WorkflowSpec
 from streams.workflow.state import RunState
 
@@ -38,6 +38,8 @@ _LONG_HOLD: Final = 50_000
 """How many decisions a busy run may hold the mark back before it has a snapshot."""
 _AHEAD_MS: Final = 2_000
 """How long before its timer a run comes back into memory."""
+_FIRE_ANYWAY_MS: Final = 60_000
+"""After how long a new owner fires timers though it has not read all inputs of former ones: at the end may be no record."""
 _NEVER: Final = 1 << 62
 DUE: Final = "foldflow_due"
 """Header of a snapshot: when the run's next timer is due."""
@@ -104,6 +106,8 @@ class OpenRuns:
     _holds: list[tuple[int, str]] = field(default_factory=list)
     _timers: list[tuple[int, str, str, str]] = field(default_factory=list)
     _timers_bound: int = 1024
+    _fires_from: int = 0
+    _fires_anyway: int | None = None
     # Snapshots that are being written, and those that are of no use any more:
     _keeping: list[tuple[str, int, bytes, bool]] = field(default_factory=list)
     _obsolete: list[str] = field(default_factory=list)
@@ -154,6 +158,9 @@ class OpenRuns:
                 continue
             if run.touched + self.idle_ms > now or len(self._keeping) >= most:
                 break  # the least busy ones come first
+            if 0 < next_due(run.state) <= now:
+                run.touched = _NEVER  # its timer has fired: that input comes, and must not be made again with each return
+                continue
             records += self._kept(run_id, run, shelve=True)
         oldest = self.runs.get(self._holds[0][1]) if self._holds else None
         if oldest is not None and oldest.hold is not None and self.end - oldest.hold > _LONG_HOLD:
@@ -246,6 +253,8 @@ class OpenRuns:
 
     def next_timer(self) -> int | None:
         """Return when a timer may be due next, milliseconds since the epoch."""
+        if self.position < self._fires_from:
+            return None
         shelved = self.shelf.next_due()
         times = [] if shelved is None else [shelved - _AHEAD_MS]
         if self._timers:
@@ -253,13 +262,24 @@ class OpenRuns:
         return min(times, default=None)
 
     def due(self, now: int) -> Iterator[Outgoing]:
-        """Yield the inputs of all timers that are due at `now` (milliseconds since the epoch)."""
+        """Yield the inputs of all timers that are due at `now` (milliseconds since the epoch).
+
+        A new owner has none before it has read the inputs that are there, within limits: a former owner may have fired them.
+        """
+        if self.position < self._fires_from:
+            self._fires_anyway = self._fires_anyway or now + _FIRE_ANYWAY_MS
+            if now < self._fires_anyway:
+                return
+            self._fires_from = self.position
         for run_id in self.shelf.due(now + _AHEAD_MS + 1, _KEEP_AT_ONCE):
             if run := self._unshelved(run_id, self.end):
                 run.touched = now
+        last = None
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
-            if self._pending(timer):
+            # A run that left memory and came back has set its timers again: equal ones come one after the other.
+            if timer != last and self._pending(timer):
+                last = timer
                 due, run_id, step, timer_id = timer
                 message = InboxMessage(run_id, TimerFired(timer_id, step))
                 yield envelope(topics.INBOX, run_id, message, source=SOURCE, identity=timer_id, run_id=run_id, at_ms=due)

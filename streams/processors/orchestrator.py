@@ -332,8 +332,8 @@ class Orchestrator:
         self._read_index(tenures)
         for message in self._read(self.decisions, {partition: tenure.base.mark for partition, tenure in tenures.items()}):
             tenures[message.partition() or 0].read(message.offset() or 0, message.value())
-        for tenure in tenures.values():
-            tenure.begin(tenure.end)
+        for partition, tenure in tenures.items():
+            tenure.begin(tenure.end, kafka.watermarks(self.log_reader, self.inbox, partition)[1])
         ahead = {partition: tenure.position for partition, tenure in tenures.items() if tenure.awaits_answers()}
         for message in self._read(self.inbox, ahead):
             tenures[message.partition() or 0].look_ahead(kafka.incoming(message))

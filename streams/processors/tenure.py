@@ -162,9 +162,10 @@ class Tenure(OpenRuns):
         if schema_id is not None and self.newer(schema_id, *kinds):
             raise NewerCodeError(f"{what} (partition {self.place.partition})", schema_id)
 
-    def begin(self, end: int) -> None:
-        """Everything before `end` was read: from now on inputs are taken."""
+    def begin(self, end: int, inbox_end: int = 0) -> None:
+        """Everything before `end` was read: from now on inputs are taken. `inbox_end`: no timer fires before that is read."""
         self.end = max(self.end, end)
+        self._fires_from = inbox_end
         self.ignored += self._chain.ignored
         self.broken = dict(self._chain.broken)
         for run_id in self.broken:

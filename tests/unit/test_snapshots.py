@@ -9,9 +9,13 @@ import psutil
 import pytest
 
 from events import codec
-from events.decisions import Decision, FinishedRun
-from events.ids import chain_hash
+from events.commands import StartRun
+from events.decisions import Decision, FinishedRun, RunCompleted
+from events.ids import chain_hash, run_id
+from events.results import InboxMessage, TimerFired
 from events.snapshots import RunSnapshot
+from events.topics import HOUR_MS
+from streams.envelope import Incoming
 from streams.processors.shelf import Shelf
 from streams.processors.tenure import Commit, Place, Tenure
 from streams.testing import Run, given
@@ -24,6 +28,7 @@ from streams.workflow.state import INITIAL, RunEvent, RunState
 from tools.errors import RetryableError, TerminalError
 
 TOPIC = b"d" * 16
+RUN = run_id("r")
 RICH = parse(
     b"""
 name: rich
@@ -176,3 +181,65 @@ def test_a_new_owner_deletes_the_snapshot_of_a_finished_run() -> None:
     assert (len(tenure.shelf), tenure.index_entries()) == (0, [])
     assert [(record.key, record.value) for record in tenure.keep_idle(0)] == [(b"r/7", None)]
     assert not tenure.unfinished
+
+
+def test_a_run_whose_timer_has_fired_stays_in_memory_and_fires_once() -> None:
+    """Given an inbox that is far behind, a timer that has fired is not fired again for each time its run is idle.
+
+    Every copy is an input of its own: with many runs these made the inbox grow faster than it could be read.
+    """
+    spec = parse(b"name: a\nsteps:\n  a: {sleep: 1h}\n", "a")
+    place = Place(b"i" * 16, TOPIC, 0, 1)
+    tenure = Tenure(place, {spec.digest: spec}.get, Commit(0, 0), idle_ms=1000)
+    tenure.begin(0)
+    start = InboxMessage(RUN, StartRun("r", spec.name, spec.digest, "{}"))
+
+    def settled(now: int) -> int:
+        """Settle and commit as an orchestrator does; return how many runs are in memory."""
+        tenure.settle(list(range(tenure.end, tenure.end + tenure.unsettled)))
+        tenure.follows()
+        tenure.index_entries()
+        tenure.keep_idle(now)
+        tenure.commit()
+        return len(tenure.runs)
+
+    tenure.take(Incoming("inbox", 0, 0, 1_000, RUN.encode(), codec.encode(start)))
+    assert settled(3_000) == 0, "it waits for an hour, on the shelf"
+    due = 1_000 + HOUR_MS
+    fired = list(tenure.due(due + 1))
+    assert len(fired) == 1
+    for later in range(due + 2_000, due + 60_000, 2_000):
+        assert settled(later) == 1
+        assert list(tenure.due(later)) == []
+    assert fired[0].value is not None
+    decided = tenure.take(Incoming("inbox", 0, 1, due + 70_000, RUN.encode(), fired[0].value))
+    assert isinstance(codec.decode(decided[0].value, Decision).effects[-1], RunCompleted)
+    assert settled(due + 71_000) == 0
+
+
+def test_a_new_owner_fires_no_timer_before_it_has_read_what_is_there() -> None:
+    """Given a former owner's inputs, its timers among them, when another takes over, then it fires none before it has read them.
+
+    Where the end is never reached (another program's transaction ends there) it does so after a minute.
+    """
+    spec = parse(b"name: a\nsteps:\n  a: {sleep: 1h}\n", "a")
+    start = InboxMessage(RUN, StartRun("r", spec.name, spec.digest, "{}"))
+    due = 1_000 + HOUR_MS
+
+    def owner(end: int) -> Tenure:
+        tenure = Tenure(Place(b"i" * 16, TOPIC, 0, 1), {spec.digest: spec}.get, Commit(0, 0))
+        tenure.begin(0, end)
+        tenure.take(Incoming("inbox", 0, 0, 1_000, RUN.encode(), codec.encode(start)))
+        return tenure
+
+    reader = owner(2)
+    assert reader.next_timer() is None
+    assert list(reader.due(due + 1)) == []
+    fired = InboxMessage(RUN, TimerFired(reader.runs[RUN].state.steps["a"].awaits, "a"))
+    reader.take(Incoming("inbox", 0, 1, due + 2, RUN.encode(), codec.encode(fired)))
+    assert list(reader.due(due + 3)) == [], "it was fired before"
+    assert len(list(owner(1).due(due + 1))) == 1
+    waiting = owner(2)
+    assert list(waiting.due(due + 1)) == []
+    assert list(waiting.due(due + 60_000)) == []
+    assert len(list(waiting.due(due + 60_001))) == 1
