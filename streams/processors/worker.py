@@ -13,6 +13,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -45,6 +46,8 @@ HAND_OVER_S: Final = 10.0
 """How long a stop, or a partition that goes to another worker, waits for calls in flight: what is given up is made twice."""
 _COMMIT_S: Final = 5.0
 """How long a last commit is tried while Kafka is away; without it those calls are found on the inbox by who takes them next."""
+_MAY_SLEEP: Final = 0.8
+"""What part of a session this process may stand still without a doubt; a heartbeat comes five times in it."""
 _LOOK_BACK: Final = 2_000
 """How many calls of a partition that are done a new owner looks back at."""
 _RECENT: Final = 100_000
@@ -94,6 +97,8 @@ class Worker:
         self._uncommitted = False
         self._recent: OrderedDict[bytes, _Flight | None] = OrderedDict()  # None: its result is acknowledged
         self._answered = Answered(settings, topic)
+        self._awake_at = time.monotonic()
+        self._doubtful: set[int] = set()  # partitions that others may have by now
         self._stopping = False
         self._failure: BaseException | None = None
 
@@ -150,6 +155,8 @@ class Worker:
         # While calls fly, acknowledgements come in, and are worth a commit soon.
         patience = _COMMIT_EVERY_S if self._flying or self._uncommitted else _POLL_S
         messages = kafka.poll(self.consumer, patience, free) if free else []
+        if self._was_asleep():
+            messages = []
         fresh, newer = self._fresh_ones(messages)
         if fresh:
             with self._change:
@@ -160,6 +167,34 @@ class Worker:
         self._commit()
         if newer is not None:
             raise newer
+
+    def _was_asleep(self) -> bool:
+        """Say whether this process stood still for so long that the group may have given its partitions to others.
+
+        Fetches are answered whoever asks, and on waking sooner than the heartbeat that tells: what they brought is read again
+        once the group has confirmed the partitions by taking a commit.
+        """
+        now = time.monotonic()
+        asleep, self._awake_at = now - self._awake_at > self.settings.session_timeout_ms / 1000 * _MAY_SLEEP, now
+        topic = kafka.name(self.settings, self.topic)
+        if asleep:
+            places = [TopicPartition(topic, partition, tracker.position) for partition, tracker in self._trackers.items()]
+            self._doubtful = {each.partition for each in places}
+            self.consumer.pause(places)
+            for each in places:
+                self.consumer.seek(each)
+        if self._doubtful and self._confirmed(topic):
+            self.consumer.resume([TopicPartition(topic, partition) for partition in self._doubtful])
+            self._doubtful.clear()
+        return asleep
+
+    def _confirmed(self, topic: str) -> bool:
+        try:
+            commits.commit(self.consumer, self._places(self._doubtful), 0)
+        except KafkaException as error:
+            log.info("worker.not_confirmed", topic=topic, error=str(error))
+            return False
+        return True
 
     def _serve(self, timeout_s: float) -> None:
         """Give up what was cancelled and take acknowledgements. Raises what ended a call that should have had a result."""
@@ -297,14 +332,9 @@ class Worker:
             self._uncommitted = False
             state = {partition: (tracker.committable, tracker.metadata()) for partition, tracker in self._trackers.items()}
             new = {partition: done for partition, done in state.items() if self._committed.get(partition) != done}
-            covered = {partition: self._answered.covered(partition, self._trackers[partition].position) for partition in new}
+            offsets = self._places(new)
         if not new:
             return
-        topic = kafka.name(self.settings, self.topic)
-        offsets = [
-            TopicPartition(topic, partition, offset, commits.metadata(covered[partition], done))
-            for partition, (offset, done) in new.items()
-        ]
         try:
             if wait:
                 commits.commit(self.consumer, offsets, _COMMIT_S)
@@ -312,7 +342,16 @@ class Worker:
                 self.consumer.commit(offsets=offsets, asynchronous=True)
             self._committed.update(new)
         except KafkaException as error:  # the group moved on: the next owner repeats what is in flight
-            log.info("worker.not_committed", topic=topic, error=str(error))
+            log.info("worker.not_committed", topic=self.topic.name, error=str(error))
+
+    def _places(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        """Return what may be committed of partitions in hand."""
+        topic, places = kafka.name(self.settings, self.topic), []
+        for partition in partitions:
+            tracker = self._trackers[partition]
+            told = commits.metadata(self._answered.covered(partition, tracker.position), tracker.metadata())
+            places.append(TopicPartition(topic, partition, tracker.committable, told))
+        return places
 
     def _reported(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """Commit again what could not be committed: while Kafka was away all that was done would else be repeated."""
@@ -377,6 +416,7 @@ class Worker:
                 self._trackers.pop(each.partition, None)
                 self._committed.pop(each.partition, None)
                 self._answered.lost(each.partition)
+                self._doubtful.discard(each.partition)
         consumer.incremental_unassign(partitions)
 
 

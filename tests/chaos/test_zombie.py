@@ -272,3 +272,23 @@ def test_what_a_tool_worker_says_after_its_time_is_ignored(installation: Install
     assert {taken[call] for call in again} == {str(other.pid)}, "the first result counts"
     print(f"\n{len(again)} calls made twice, all done {seconds:.1f} s after the stop, ignored {late:.1f} s after waking")  # noqa: T201
     agree(installation, runs, verdicts, tmp_path)
+
+
+def test_a_tool_worker_that_wakes_makes_no_call_that_another_one_has_by_now(installation: Installation, tmp_path: Path) -> None:
+    """A tool worker is stopped, calls come, another one takes its partitions and makes them; on waking it makes none of these."""
+    installation.start({"intake": ("intake", False), "A": ("orchestrator", False), "T1": ("tool", False), "T2": ("tool", False)})
+    until(lambda: installation.shared("tool.calls", "T1", "T2"), 60, installation.logs)
+    history = History(installation.settings)
+    zombie, other = installation.running["T1"], installation.running["T2"]
+    stopped = now_ms()
+    zombie.stop()
+    runs = ask(installation, SLOW, 60)
+    until(lambda: len(installation.calls()) == len(runs), 60, installation.logs)
+    assert {call["pid"] for call in installation.calls()} == {other.pid}
+    zombie.wake()
+    note(installation, "tool", "T1", stopped)
+    until(lambda: completed(history, "one") == len(runs), 120, installation.logs)
+    assert len(installation.calls()) == len(runs), "each call is made once"
+    installation.send(signals(runs, "end"))
+    until(lambda: history.read().ended >= runs, 120, installation.logs)
+    agree(installation, runs, history.check(runs), tmp_path)

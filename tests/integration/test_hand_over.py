@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from one_worker import assert_all_acknowledged, results, tool_call, until, working
 
 from events import topics
@@ -147,6 +147,41 @@ def test_a_call_that_is_read_again_is_not_done_before_its_first_reading_is(slow:
     assert worker._trackers[0].committable == 6
     assert worker._fresh(record(6)) is None, "its result is on the inbox"
     assert worker._trackers[0].committable == 7
+
+
+@pytest.mark.parametrize("member", [True, False])
+def test_a_worker_that_slept_takes_nothing_before_the_group_confirms_it(
+    few: Settings, slow: ToolCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, member: bool
+) -> None:
+    """Calls that were fetched around a pause are made when a commit is taken, and not while the group refuses it."""
+    refused = KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID))
+    commit, told = commits.commit, list[bool]()
+
+    def answer(consumer: Consumer, offsets: list[TopicPartition], patience_s: float) -> None:
+        told.append(member)
+        if not member and len(told) < 10:
+            raise refused
+        commit(consumer, offsets, patience_s)
+
+    with working(few, topics.TOOL_CALLS, slow) as worker:
+        kafka.send(few, [tool_call("before", "slow", folder=str(tmp_path), call="before", seconds="0")])
+        until(lambda: "before" in results(few), 20)
+        monkeypatch.setattr(commits, "commit", answer)
+        slept = kafka.poll
+
+        def poll(source: Consumer, timeout_s: float, most: int = 1000) -> list[Message]:
+            messages = slept(source, timeout_s, most)
+            if source is worker.consumer and messages and not told:
+                worker._awake_at -= 60
+            return messages
+
+        monkeypatch.setattr(kafka, "poll", poll)
+        kafka.send(few, [tool_call("after", "slow", folder=str(tmp_path), call="after", seconds="0")])
+        until(lambda: len(told) >= (1 if member else 9), 30)
+        assert member or calls(tmp_path)["after"] == 0, "somebody else may have it"
+        until(lambda: "after" in results(few), 20)
+        assert_all_acknowledged(few, topics.TOOL_CALLS)
+    assert calls(tmp_path) == Counter(["before", "after"])
 
 
 class Group:
