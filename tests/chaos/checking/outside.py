@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,13 +14,10 @@ BEFORE_MS: Final = 2_000
 """How long before a disruption a call may have been over that it repeats: its result was sent, and not yet committed."""
 AFTER_MS: Final = 30_000
 """How long after a disruption's end its consequences may come: sessions run out, groups rebalance, owners take over."""
-COMMITTED_MS: Final = 500
-"""How long a result may be on the inbox before its call's offset is committed (20 ms, and the way of a busy broker)."""
-REBALANCED_MS: Final = 5_000
-"""How long after a start, or after a pause, partitions still move."""
+SEEN_MS: Final = 500
+"""How long a result may be on the inbox until who takes over sees it there, on a busy machine."""
 _WORKERS: Final = frozenset({"tool", "kafka"})
 _OWNERS: Final = frozenset({"orchestrator", "kafka"})
-_MOVING: Final = frozenset({"start", "stop"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,7 @@ def side_effects_explained(ledger: Ledger) -> Iterator[Finding]:
             yield where, f"done for {decision.where}, which was overtaken ({_times(call)}): nothing happened to an orchestrator"
     yield from _not_done(ledger, calls)
     repeats = _repeats(calls)
-    if repeats > (most := sum(in_flight(calls, each) for each in ledger.disruptions if each.role in _WORKERS)):
+    if repeats > (most := _in_flight(calls, ledger.disruptions)):
         yield "witness.jsonl", f"{repeats} repeated calls, though at most {most} were in flight when something was broken"
 
 
@@ -94,11 +91,11 @@ def _explained(call: Made, ledger: Ledger, roles: frozenset[str]) -> bool:
     )
 
 
-def in_flight(calls: dict[str, Made], at: Disruption) -> int:
-    """Return how many calls were under way when something was broken: first received before, their results appended after."""
+def _in_flight(calls: dict[str, Made], disruptions: Iterable[Disruption]) -> int:
+    """Return how many calls were under way whenever a worker or Kafka was broken: received before, no result on the inbox yet."""
     begun, over = _sorted(calls)
-    until = at.until_ms + (REBALANCED_MS if at.kind in _MOVING else 0)
-    return bisect_right(begun, until) - bisect_left(over, at.at_ms - COMMITTED_MS)
+    times = [each.at_ms for each in disruptions if each.role in _WORKERS and each.kind != "start"]
+    return sum(bisect_right(begun, at) - bisect_left(over, at) for at in times)
 
 
 def side_effect_figures(ledger: Ledger) -> dict[str, int]:
@@ -107,16 +104,15 @@ def side_effect_figures(ledger: Ledger) -> dict[str, int]:
         return {}
     calls = made(ledger)
     verdicts = Counter(ledger.requested[call][1].verdict for call in calls if call in ledger.requested)
-    begun, over = _sorted(calls)
-    kills = [each.at_ms for each in ledger.disruptions if each.kind == "kill" and each.role in _WORKERS]
+    kills = [each for each in ledger.disruptions if each.kind == "kill"]
     return {
         "disruptions": len(ledger.disruptions),
         "calls_witnessed": len(calls),
         "calls_witnessed_of_losers": verdicts["loser"],
         "repeats": _repeats(calls),
-        "repeats_after_result": sum(each.at_ms > call.over + COMMITTED_MS for call in calls.values() for each in call.arrivals),
-        "in_flight_at_kills": sum(bisect_left(begun, at) - bisect_right(over, at) for at in kills),
-        "in_flight_at_disruptions": sum(in_flight(calls, each) for each in ledger.disruptions if each.role in _WORKERS),
+        "repeats_after_result": sum(each.at_ms > call.over + SEEN_MS for call in calls.values() for each in call.arrivals),
+        "in_flight_at_kills": _in_flight(calls, kills),
+        "in_flight_at_disruptions": _in_flight(calls, ledger.disruptions),
         "calls_witnessed_without_result": len(calls.keys() - ledger.results.keys()),
     }
 
