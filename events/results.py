@@ -8,18 +8,25 @@ from events.failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one LLM call. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`."""
+    """Tokens of one LLM call. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`.
+
+    `cache_write_1h_tokens` are those of `cache_write_tokens` that the provider keeps for an hour, at a higher price.
+    """
 
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LlmCallCompleted:
-    """A model answered; `cost_usd` is None when the model's price is unknown."""
+    """A model answered; `cost_usd` is None when the model's price is unknown. `prices`: which price list it is by.
+
+    What a call cost is recorded once, and for good: prices that change later change nothing of it.
+    """
 
     call_id: str
     step: str
@@ -30,6 +37,7 @@ class LlmCallCompleted:
     usage: Usage
     cost_usd: float | None
     latency_ms: int
+    prices: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +51,33 @@ class LlmCallFailed:
     usage: Usage | None
     cost_usd: float | None
     latency_ms: int
+    prices: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallCompleted:
-    """A tool returned."""
+    """A tool returned. `cost_usd`: what it said that took, `paid_for`: and for what; None when it said nothing."""
 
     call_id: str
     step: str
     output: str
     tool_version: str
     latency_ms: int
+    cost_usd: float | None = None
+    paid_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallFailed:
-    """A tool raised, ran out of time, or does not exist (`tool_version` None: nothing ran)."""
+    """A tool raised, ran out of time, or does not exist (`tool_version` None: nothing ran). What it spent it has spent."""
 
     call_id: str
     step: str
     failure: Failure
     tool_version: str | None
     latency_ms: int
+    cost_usd: float | None = None
+    paid_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ import referencing
 
 from events.calls import LlmCall, LlmCallRequested
 from events.failure import Failure, FailureKind
-from events.results import LlmCallCompleted, LlmCallFailed, Usage
+from events.results import LlmCallCompleted, LlmCallFailed
 from streams import payloads
+from streams.processors import prices
+from streams.processors.prices import LOCAL
 from streams.settings import Settings
 from streams.workflow.expressions import EvaluationError, Json, clean_text, from_json, to_json
 from streams.workflow.payloads import INLINE_BYTES, MARK, PayloadError, utf8_size
 
-_LOCAL: Final = "local/"
 _PARAMETERS: Final = frozenset({"max_tokens", "temperature", "top_p", "seed", "stop"})
 """What a call may set. Anything else could send the worker's keys elsewhere (`api_base`)."""
 _CLIENT_TIMEOUT_S: Final = 86_400.0
@@ -47,7 +48,7 @@ class UnusableError(Exception):
 @functools.cache
 def load() -> Any:
     """Import LiteLLM, without network or `.env` files, and return it. Takes three seconds: call it in a thread."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list while it is imported
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a price list, and its version says nothing of prices
     os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")  # else it fetches one at Claude's first call
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # else it loads the nearest .env of the folder or those above
     litellm: Any = importlib.import_module("litellm")
@@ -67,7 +68,7 @@ async def close() -> None:
 
 def endpoint(model: str, settings: Settings) -> str:
     """Return what is behind a model, by a name for people: those with the same name are up or down together."""
-    return f"{model} at {settings.local_model_url}" if model.startswith(_LOCAL) else model
+    return f"{model} at {settings.local_model_url}" if model.startswith(LOCAL) else model
 
 
 def _unheard(_: Failure | None) -> None:
@@ -79,29 +80,30 @@ async def ask(
     settings: Settings,
     store: payloads.PayloadStore | None = None,
     told: Callable[[Failure | None], None] = _unheard,
+    own: prices.Prices = prices.NONE,
 ) -> LlmCallCompleted | LlmCallFailed:
     """Make one attempt and return its result. Raises nothing but `asyncio.CancelledError`, which ends the request as well.
 
     `store`: where large messages and answers are, the settings' if none is given. `told` hears how the provider did, once it was
-    asked: None if it answered, whatever that was worth.
+    asked: None if it answered, whatever that was worth. `own`: prices of one's own.
     """
     started = time.perf_counter()
     model = call.request.model or settings.model
-    usage, cost = None, None
+    usage, cost, by = None, None, None
     try:
         litellm = load() if load.cache_info().currsize else await asyncio.to_thread(load)
         store = store or payloads.PayloadStore(settings)
         request = await _resolved(call.request, store) if MARK in call.request.messages else call.request
         response = await _answer(litellm, request, model, settings, told)
-        usage = _usage(response)
-        cost = _cost(litellm, response, model, usage)
+        usage = prices.usage_of(response)
+        cost, by = prices.paid(litellm, response, model, usage, own)
         output, finish_reason = usable_output(response, request.schema)
         if utf8_size(output) > INLINE_BYTES:
             output = await store.inlined(output)
-        provider = "local" if model.startswith(_LOCAL) else str(litellm.get_llm_provider(model)[1])
+        provider = "local" if model.startswith(LOCAL) else str(litellm.get_llm_provider(model)[1])
         answered = clean_text(response.model or model)
         return LlmCallCompleted(
-            call.call_id, call.request.step, output, answered, provider, finish_reason, usage, cost, _since(started)
+            call.call_id, call.request.step, output, answered, provider, finish_reason, usage, cost, _since(started), by
         )
     except UnusableError as error:
         failure = error.failure
@@ -113,7 +115,7 @@ async def ask(
         failure = _failure(RuntimeError(f"the client gave up by itself: {error!r}"))
     except Exception as error:  # noqa: BLE001 — LiteLLM and the providers behind it raise anything; each becomes a kind
         failure = _failure(error)
-    return LlmCallFailed(call.call_id, call.request.step, failure, clean_text(model), usage, cost, _since(started))
+    return LlmCallFailed(call.call_id, call.request.step, failure, clean_text(model), usage, cost, _since(started), by)
 
 
 async def _resolved(request: LlmCallRequested, store: payloads.PayloadStore) -> LlmCallRequested:
@@ -169,9 +171,9 @@ def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Se
     if unknown := sorted(parameters.keys() - _PARAMETERS):
         raise UnusableError(FailureKind.INVALID_ARGUMENTS, f"this worker knows no parameter {', '.join(unknown)}")
     where: dict[str, Any] = {"model": model}
-    if model.startswith(_LOCAL):
+    if model.startswith(LOCAL):
         base = f"{settings.local_model_url.rstrip('/')}/v1"
-        where = {"model": f"openai/{model.removeprefix(_LOCAL)}", "api_base": base, "api_key": "none"}
+        where = {"model": f"openai/{model.removeprefix(LOCAL)}", "api_base": base, "api_key": "none"}
     if request.schema is not None:
         where |= _asking_for(litellm, model, from_json(request.schema), messages)
     # Retries are decisions of the orchestrator: neither LiteLLM nor the provider's client may make their own.
@@ -181,7 +183,7 @@ def _arguments(litellm: Any, request: LlmCallRequested, model: str, settings: Se
 def _asking_for(litellm: Any, model: str, schema: Json, messages: list[Json]) -> dict[str, Any]:
     """Return the response format that asks for JSON of this schema; where the provider can't take one, add a message instead."""
     is_object = isinstance(schema, dict) and schema.get("type") == "object"
-    if model.startswith(_LOCAL) or (is_object and litellm.supports_response_schema(model=model)):
+    if model.startswith(LOCAL) or (is_object and litellm.supports_response_schema(model=model)):
         answer = {"name": "answer", "schema": schema, "strict": _fits_strict_mode(schema)}
         return {"response_format": {"type": "json_schema", "json_schema": answer}}
     messages.append({"role": "user", "content": f"Answer with nothing but JSON that fits this JSON Schema: {to_json(schema)}"})
@@ -253,40 +255,6 @@ def _validator(schema: str) -> jsonschema.Draft202012Validator:
     jsonschema.Draft202012Validator.check_schema(parsed)
     # With a registry of its own it doesn't fetch what a `$ref` names from the network.
     return jsonschema.Draft202012Validator(parsed, registry=referencing.Registry())
-
-
-def _usage(response: Any) -> Usage:
-    """Return the tokens spent. LiteLLM counts cached tokens in `prompt_tokens` for every provider, as OpenTelemetry wants it."""
-
-    def count(source: Any, name: str) -> int:
-        value = getattr(source, name, None)
-        return value if isinstance(value, int) and value > 0 else 0
-
-    usage = getattr(response, "usage", None)
-    prompt = getattr(usage, "prompt_tokens_details", None)
-    completion = getattr(usage, "completion_tokens_details", None)
-    return Usage(
-        input_tokens=count(usage, "prompt_tokens"),
-        output_tokens=count(usage, "completion_tokens"),
-        cache_read_tokens=count(prompt, "cached_tokens"),
-        cache_write_tokens=count(prompt, "cache_write_tokens"),
-        reasoning_tokens=count(completion, "reasoning_tokens"),
-    )
-
-
-def _cost(litellm: Any, response: Any, model: str, usage: Usage) -> float | None:
-    """Return the price in US dollars by LiteLLM's list; None when the list or the provider's count of tokens doesn't tell."""
-    if model.startswith(_LOCAL):
-        return 0.0
-    if not usage.input_tokens and not usage.output_tokens:
-        return None
-    try:
-        cost = float(litellm.completion_cost(completion_response=response, model=model))
-        # Nothing to pay may also mean that the list has the model but not its price.
-        free = cost > 0 or "input_cost_per_token" in litellm.model_cost[litellm.get_model_info(model)["key"]]
-    except Exception:  # noqa: BLE001 — it raises a bare Exception for a model that it doesn't know
-        return None
-    return cost if free else None
 
 
 # --- Failures ---

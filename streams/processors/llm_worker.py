@@ -13,6 +13,7 @@ from events.failure import Failure, FailureKind
 from events.results import InboxMessage, LlmCallCompleted, LlmCallFailed
 from streams.envelope import Incoming, Outgoing, envelope
 from streams.payloads import PayloadStore
+from streams.processors import prices
 from streams.processors.breaker import Breakers, had_time
 from streams.processors.calls import read
 from streams.processors.llm_call import ask, endpoint
@@ -28,6 +29,7 @@ class LlmCalls:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self._payloads = settings, PayloadStore(settings)
+        self._prices = prices.load(settings.prices)
         self.breakers = Breakers(settings)
         self.in_flight = 0
 
@@ -59,7 +61,7 @@ class LlmCalls:
                 attempt.failed(failure.message)
 
         with attempt:
-            return await ask(call, self.settings, self._payloads, told)
+            return await ask(call, self.settings, self._payloads, told, self._prices)
 
     def cancelled(self, record: Incoming, reason: str, latency_ms: int | None) -> Outgoing:
         """Return the result of a call that was given up, or (`latency_ms` None) never made; what it cost nobody says."""

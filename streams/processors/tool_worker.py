@@ -36,6 +36,7 @@ class ToolCalls:
         self.breakers = Breakers(settings)
         self.in_flight = 0
         self._payloads = payloads.PayloadStore(settings)
+        self._given_up: dict[str, ToolContext] = {}
 
     async def __call__(self, record: Incoming) -> Outgoing:
         """Run one call's tool and return its result for the inbox, or a dead letter for what is no call."""
@@ -58,7 +59,10 @@ class ToolCalls:
         tool = self.tools.get(call.request.tool) if latency_ms is not None else None
         version = tool.version if tool else None
         failure = Failure(FailureKind.CANCELLED, reason)
-        message = InboxMessage(call.run_id, ToolCallFailed(call.call_id, call.request.step, failure, version, latency_ms or 0))
+        context = self._given_up.pop(call.call_id, None)
+        spent = _spent(context) if context else (None, None)
+        result = ToolCallFailed(call.call_id, call.request.step, failure, version, latency_ms or 0, *spent)
+        message = InboxMessage(call.run_id, result)
         return envelope(topics.INBOX, call.run_id, message, source=SOURCE, identity=f"{call.call_id}/result", run_id=call.run_id)
 
     async def _made(self, call: ToolCall, queued: int) -> ToolCallCompleted | ToolCallFailed:
@@ -72,19 +76,23 @@ class ToolCalls:
         attempt = self.breakers.attempt(name, call.call_id)
         if isinstance(attempt, Failure):
             return ToolCallFailed(call.call_id, step, attempt, None, 0)
+        folder = self.settings.data_dir / "artifacts" / call.run_id
+        context = ToolContext(call.call_id, call.run_id, step, call.request.attempt, folder)
         began = time.monotonic()
-        with attempt:
-            outcome = await self._outcome(call, tool, attempt, queued)
+        try:
+            with attempt:
+                outcome = await self._outcome(call, tool, attempt, queued, context)
+        except asyncio.CancelledError:
+            self._given_up[call.call_id] = context  # what it has spent belongs into the result: see `cancelled`
+            raise
         latency = round((time.monotonic() - began) * 1000)
         if isinstance(outcome, Failure):
-            return ToolCallFailed(call.call_id, step, outcome, tool.version, latency)
-        return ToolCallCompleted(call.call_id, step, outcome, tool.version, latency)
+            return ToolCallFailed(call.call_id, step, outcome, tool.version, latency, *_spent(context))
+        return ToolCallCompleted(call.call_id, step, outcome, tool.version, latency, *_spent(context))
 
-    async def _outcome(self, call: ToolCall, tool: Tool, attempt: Attempt, queued: int) -> str | Failure:
+    async def _outcome(self, call: ToolCall, tool: Tool, attempt: Attempt, queued: int, context: ToolContext) -> str | Failure:
         """Return the output as JSON (a reference where it is large), or why there is none; tell the circuit how it went."""
         request = call.request
-        folder = self.settings.data_dir / "artifacts" / call.run_id
-        context = ToolContext(call.call_id, call.run_id, request.step, request.attempt, folder)
         now = time.time()
         limit = asyncio.timeout(max(0.0, request.deadline / 1000 - now))
         is_asked = False
@@ -129,6 +137,12 @@ class ToolCalls:
             else:
                 attempt.answered()
             return Failure(FailureKind.TOOL_CRASHED, message)
+
+
+def _spent(context: ToolContext) -> tuple[float | None, str | None]:
+    """Return what a tool said it spent, and for what, as a result says it."""
+    usd, what = context.spent()
+    return usd, None if what is None else clean_text(what)
 
 
 def _raised(tool: Tool, error: BaseException) -> str:
