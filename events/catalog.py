@@ -10,6 +10,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any, Final, get_args, get_origin
@@ -160,14 +161,62 @@ ENTRIES: Final[dict[type[Any], Entry]] = {kind: _entry(kind) for kind in RECORDS
 BY_ID: Final[dict[int, Entry]] = {entry.id: entry for entry in ENTRIES.values()}
 
 
+# --- Versions ---
+
+
 @cache
-def writer_schema(schema_id: int) -> Any | None:
-    """Return the codec's form of a current or formerly released schema, or None for an id that is not known."""
+def _released() -> dict[str, list[int]]:
+    text = (resources.files("events") / "schemas" / "released.json").read_text("utf-8")
+    return typing.cast("dict[str, list[int]]", json.loads(text))
+
+
+def versions(kind: type[Any]) -> tuple[int, ...]:
+    """Return the ids of all released versions of a record's schema, the oldest first, today's last."""
+    today = ENTRIES[kind].id
+    return (*(each for each in _released().get(kind.__name__, ()) if each != today), today)
+
+
+@cache
+def schema(schema_id: int) -> JsonSchema | None:
+    """Return a current or formerly released schema as it is published, or None for an id that is not the catalogue's."""
     if schema_id in BY_ID:
-        return BY_ID[schema_id].parsed
+        return BY_ID[schema_id].schema
     history = resources.files("events") / "schemas" / "history"
     if history.is_dir():
         for path in history.iterdir():
             if path.name.endswith(f"-{schema_id}.avsc"):
-                return parse_schema(_without_logical_types(json.loads(path.read_text("utf-8"))))
+                return typing.cast("JsonSchema", json.loads(path.read_text("utf-8")))
     return None
+
+
+@cache
+def parsed(schema_id: int) -> Any | None:
+    """Return the codec's form of a schema by the catalogue's id, or None for an id that is not the catalogue's."""
+    if schema_id in BY_ID:
+        return BY_ID[schema_id].parsed
+    found = schema(schema_id)
+    return None if found is None else parse_schema(_without_logical_types(found))
+
+
+def writer_schema(schema_id: int) -> Any | None:
+    """Return the codec's form of a current or formerly released schema, or None for an id that is not known."""
+    return parsed(OWN_IDS.get(schema_id, schema_id))
+
+
+# --- Ids of a registry ---
+
+OWN_IDS: Final[dict[int, int]] = {}
+"""A registry's ids of schemas, and the catalogue's; empty where no registry is configured."""
+WRITTEN_IDS: Final[dict[type[Any], int]] = {kind: entry.id for kind, entry in ENTRIES.items()}
+"""Which id stands in front of what is written."""
+
+
+def take_ids(registered: Mapping[int, int]) -> None:
+    """Read and write a registry's ids from now on: the catalogue's id by the registry's, of one schema the newest last.
+
+    For the whole process. What was written with the catalogue's own ids, or older ones of a registry, stays readable.
+    """
+    for given, own in registered.items():
+        OWN_IDS[given] = own
+        if own in BY_ID:
+            WRITTEN_IDS[BY_ID[own].kind] = given

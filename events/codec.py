@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from fastavro import schemaless_reader, schemaless_writer
 
-from events.catalog import ENTRIES, NAMESPACE, TYPES, writer_schema
+from events.catalog import ENTRIES, NAMESPACE, TYPES, WRITTEN_IDS, writer_schema
 from events.errors import NotDecodableError, UnknownSchemaError
 
 Event = TypeVar("Event")
@@ -110,7 +110,7 @@ def body(event: Any) -> bytes:
 
 def framed(kind: type[Any], avro: bytes) -> bytes:
     """Return an Avro body with Confluent's framing in front."""
-    return FRAME.pack(_MAGIC, ENTRIES[kind].id) + avro
+    return FRAME.pack(_MAGIC, WRITTEN_IDS[kind]) + avro
 
 
 def encode(event: Any) -> bytes:
@@ -129,6 +129,11 @@ def kind_of(value: bytes | None) -> type[Any] | None:
         return None
     schema = writer_schema(FRAME.unpack_from(value)[1])
     return None if schema is None else _BY_FULL_NAME.get(schema["name"])
+
+
+def is_current(value: bytes, kind: type[Any]) -> bool:
+    """Return whether a well-framed value is in today's schema of a type, by whichever id."""
+    return writer_schema(FRAME.unpack_from(value)[1]) is ENTRIES[kind].parsed
 
 
 def unknown_schema(value: bytes | None) -> int | None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from events.calls import CancelCall, LlmCall, ToolCall
-from events.commands import WorkflowRegistered, WorkflowRequest
-from events.decisions import DeadLetter, Decision, FinishedRun, SchemaPublished
+from events.commands import RunRequest, WorkflowRegistered, WorkflowRequest
+from events.decisions import DeadLetter, DeadLetterSettled, Decision, FinishedRun, FinishedRuns, SchemaPublished
 from events.results import InboxMessage
 from events.snapshots import RunSnapshot
 from events.workers import WorkerReported
@@ -21,7 +21,10 @@ MAX_VALUE_BYTES: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic. `key`: what the key is; `retention_ms`: FOREVER keeps everything; `single`: one partition only."""
+    """One topic. `key`: what the key is; `retention_ms`: FOREVER keeps everything; `single`: one partition only.
+
+    `kind`: what stands on it; `also`: what stands there too.
+    """
 
     name: str
     kind: type[Any]
@@ -31,6 +34,7 @@ class Topic:
     compression: str = "producer"
     log_append_time: bool = False
     single: bool = False
+    also: tuple[type[Any], ...] = ()
 
     def config(self) -> dict[str, str]:
         """Return the topic's settings in Kafka's words."""
@@ -46,10 +50,10 @@ class Topic:
         }
 
 
-REQUESTS: Final = Topic("requests", WorkflowRequest, "any")
+REQUESTS: Final = Topic("requests", WorkflowRequest, "any", also=(RunRequest,))
 INBOX: Final = Topic("inbox", InboxMessage, "run_id", log_append_time=True)
 DECISIONS: Final = Topic("decisions", Decision, "run_id", retention_ms=FOREVER, compression="zstd")
-FINISHED: Final = Topic("finished", FinishedRun, "run_id", retention_ms=FOREVER, cleanup="compact")
+FINISHED: Final = Topic("finished", FinishedRun, "run_id", retention_ms=FOREVER, cleanup="compact", also=(FinishedRuns,))
 SNAPSHOTS: Final = Topic("snapshots", RunSnapshot, "run_id/seq", retention_ms=FOREVER, cleanup="compact", compression="zstd")
 LLM_CALLS: Final = Topic("llm.calls", LlmCall, "call_id")
 TOOL_CALLS: Final = Topic("tool.calls", ToolCall, "call_id")
@@ -57,7 +61,9 @@ CANCELLATIONS: Final = Topic("cancellations", CancelCall, "call_id", retention_m
 SPECS: Final = Topic("specs", WorkflowRegistered, "digest", retention_ms=FOREVER, cleanup="compact", single=True)
 WORKERS: Final = Topic("workers", WorkerReported, "worker_id", retention_ms=DAY_MS, cleanup="compact,delete", single=True)
 SCHEMAS: Final = Topic("schemas", SchemaPublished, "schema id", retention_ms=FOREVER, cleanup="compact", single=True)
-DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", retention_ms=FOREVER)
+DEADLETTER: Final = Topic("deadletter", DeadLetter, "topic/partition/offset", retention_ms=FOREVER, also=(DeadLetterSettled,))
+DECISIONS_JSON: Final = Topic("decisions.json", Decision, "run_id", retention_ms=FOREVER, compression="zstd")
+"""What counts of `decisions`, as JSON: made by the role `mirror` where it runs, for tools that know no Avro."""
 
 TOPICS: Final[dict[str, Topic]] = {
     topic.name: topic

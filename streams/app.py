@@ -23,7 +23,7 @@ from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import kafka, schemas
-from streams.processors import deadletter, intake
+from streams.processors import deadletter, intake, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
 from streams.processors.reports import Condition, Reporter
@@ -149,6 +149,15 @@ def _tool(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     _serve(app, settings, reporter, topics.TOOL_CALLS, make)
 
 
+def _mirror(app: faust.App, settings: Settings, reporter: Reporter) -> None:
+    def make() -> Loop:
+        copier = mirror.Mirror(settings)
+        reporter.look = lambda: Condition(partitions=tuple(sorted(copier.copies)))
+        return copier
+
+    _serve(app, settings, reporter, topics.DECISIONS, make)
+
+
 class Calls(Protocol):
     """A worker's handler, as far as it is reported."""
 
@@ -194,6 +203,7 @@ _ROLES: dict[str, Callable[[faust.App, Settings, Reporter], None]] = {
     "orchestrator": _orchestrator,
     "llm": _llm,
     "tool": _tool,
+    "mirror": _mirror,
 }
 assert tuple(_ROLES) == ROLES
 
@@ -211,7 +221,7 @@ def _serve(
     close: Callable[[], Awaitable[None]] = _nothing,
 ) -> None:
     """Add a processor's loop to the app, as a service; `close` is awaited when it has ended. `source`: what it reads."""
-    group = GROUP if source is topics.INBOX else source.name
+    group = {topics.INBOX: GROUP, topics.DECISIONS: mirror.GROUP}.get(source, source.name)
 
     class LoopService(mode.Service):
         """Runs the loop in a thread; when it ends by an error, so does the app."""
@@ -262,7 +272,12 @@ def run(role: str, settings: Settings) -> None:
     _quiet()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     kafka.connect(settings)  # Faust's consumer gives up on topics that don't exist
-    schemas.publish(settings, kafka.PATIENCE_S)  # before the first record, so that older code knows it from garbage
+    registered = None
+    if settings.schema_registry:
+        from streams import schema_registry  # noqa: PLC0415 - its client takes half a second
+
+        registered = schema_registry.register(settings, kafka.PATIENCE_S)
+    schemas.publish(settings, kafka.PATIENCE_S, registered)  # before the first record, so that older code knows it from garbage
     app = build(role, settings)
     worker = faust.Worker(app, loglevel=settings.log_level, quiet=True, redirect_stdouts=False)
     threading.Thread(target=_end_in_time, args=(worker,), daemon=True).start()

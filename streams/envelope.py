@@ -44,13 +44,14 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A record to be written; `partition` None: by the key; `value` None: a tombstone."""
+    """A record to be written; `partition` None: by the key; `value` None: a tombstone; `at_ms` None: the time of writing."""
 
     topic: Topic
     key: bytes | None
     value: bytes | None
     headers: Headers
     partition: int | None = None
+    at_ms: int | None = None
 
 
 def envelope(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
     KafkaError,
     KafkaException,
@@ -95,7 +96,14 @@ def producer(settings: Settings, **properties: Any) -> Producer:
 
 
 def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
-    """Return a member of a consumer group (its name gets the prefix)."""
+    """Return a member of a consumer group (its name gets the prefix).
+
+    Raises KafkaUnreachableError where a registry's ids must be learned first.
+    """
+    if settings.schema_registry:
+        from streams import schemas  # noqa: PLC0415 - it needs this module
+
+        schemas.learn(settings)
     return Consumer(
         client(
             settings,
@@ -157,7 +165,7 @@ def _is_record(message: Message) -> bool:
 
 def incoming(message: Message) -> Incoming:
     """Return a consumed message as a record."""
-    headers = _headers(message)
+    headers = headers_of(message)
     return Incoming(
         message.topic() or "",
         message.partition() or 0,
@@ -165,7 +173,7 @@ def incoming(message: Message) -> Incoming:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        headers or {},
+        dict(headers or ()),
         headers_lost=headers is None,
     )
 
@@ -174,7 +182,7 @@ _ask_headers: Final = methodcaller("headers")
 """In a hot loop Python 3.11 doesn't look whether a library's method has failed while it returned something; this does."""
 
 
-def _headers(message: Message) -> dict[str, bytes | None] | None:
+def headers_of(message: Message) -> list[tuple[str, bytes | None]] | None:
     """Return a message's headers; None where the name of one is no UTF-8: anybody can write it, and the client can't read it."""
     try:
         found = _ask_headers(message)
@@ -183,12 +191,14 @@ def _headers(message: Message) -> dict[str, bytes | None] | None:
             raise
         return None
     pairs = found.items() if isinstance(found, dict) else found or ()
-    return {key: value.encode() if isinstance(value, str) else value for key, value in pairs}
+    return [(key, value.encode() if isinstance(value, str) else value) for key, value in pairs]
 
 
 def produce(target: Producer, settings: Settings, record: Outgoing, on_delivery: Callable[[Any, Any], None]) -> None:
     """Queue a record, waiting while the queue is full."""
     where: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
+    if record.at_ms is not None:
+        where["timestamp"] = record.at_ms
     while True:
         try:
             target.produce(
@@ -335,19 +345,20 @@ class Cluster:
     partitions: Mapping[str, int]
 
 
-def connect(settings: Settings, timeout_s: float = PATIENCE_S) -> Cluster:
+def connect(settings: Settings, timeout_s: float = PATIENCE_S, also: Sequence[Topic] = ()) -> Cluster:
     """Wait for Kafka, make the topics that are missing, and return what is known of them.
 
-    Raises KafkaUnreachableError and TopicMismatchError.
+    `also`: topics that not everybody needs. Raises KafkaUnreachableError and TopicMismatchError.
     """
     client_ = admin(settings)
     deadline = time.monotonic() + timeout_s
+    wanted = (*topics.TOPICS.values(), *also)
     while True:
         try:
             there = client_.list_topics(timeout=2.0).topics
-            missing = [topic for topic in topics.TOPICS.values() if name(settings, topic) not in there]
+            missing = [topic for topic in wanted if name(settings, topic) not in there]
             if not missing:
-                return _describe(client_, settings)
+                return _describe(client_, settings, wanted)
             _create(client_, settings, missing)
         except KafkaException as error:
             if time.monotonic() > deadline:
@@ -404,12 +415,12 @@ def _described(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]
     return Cluster(ids, partitions)
 
 
-def _describe(client_: AdminClient, settings: Settings) -> Cluster:
-    cluster = _described(client_, settings, topics.TOPICS.values())
+def _describe(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]) -> Cluster:
+    cluster = _described(client_, settings, wanted)
     partitions = cluster.partitions
     inbox = partitions[topics.INBOX.name]
-    for each in (topics.DECISIONS, topics.FINISHED):
-        if partitions[each.name] != inbox:
+    for each in (topics.DECISIONS, topics.FINISHED, topics.DECISIONS_JSON):
+        if partitions.get(each.name, inbox) != inbox:
             raise TopicMismatchError(
                 f"{name(settings, each)} has {partitions[each.name]} partitions and {name(settings, topics.INBOX)} has {inbox}; "
                 "they need the same number: make them anew under another FOLDFLOW_TOPIC_PREFIX"
@@ -432,4 +443,4 @@ def closing(source: Consumer) -> Iterator[Consumer]:
         source.close()
 
 
-__all__ = ["BATCH", "Acks", "Cluster", "Consumer", "TopicPartition"]
+__all__ = ["BATCH", "TIMESTAMP_LOG_APPEND_TIME", "Acks", "Cluster", "Consumer", "Message", "TopicPartition"]

@@ -6,7 +6,7 @@ Source of the defaults: DESIGN (topics, partitions) and what `foldflow up` start
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -23,6 +23,14 @@ class Settings(BaseSettings):
     kafka: dict[str, str] = Field(
         {},
         description='Further librdkafka properties for every client, as JSON: `{"security.protocol": "SSL"}`.',
+    )
+    schema_registry: dict[str, str] = Field(
+        {},
+        description="A schema registry where schemas are registered, and whose ids are used, as JSON of its client's properties: "
+        '`{"url": "https://…", "basic.auth.user.info": "user:password"}`.',
+    )
+    json_mirror: bool = Field(
+        False, description="Whether `foldflow up` starts the role `mirror`: `decisions` as JSON on the topic `decisions.json`."
     )
     topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
         "foldflow.",
@@ -60,6 +68,9 @@ class Settings(BaseSettings):
     local_model_url: str = Field(
         "http://127.0.0.1:29093", description="Where `local/…` models are served, OpenAI-compatible below `/v1`."
     )
+    prices: Path | None = Field(
+        None, description="File of your own model prices (YAML or JSON), which come before LiteLLM's; read when a worker starts."
+    )
     llm_concurrency: Annotated[int, Field(ge=1)] = Field(16, description="LLM calls in flight per worker.")
     tool_concurrency: Annotated[int, Field(ge=1)] = Field(128, description="Tool calls in flight per worker.")
     breaker_calls: Annotated[int, Field(ge=0, le=1000)] = Field(
@@ -74,8 +85,19 @@ class Settings(BaseSettings):
     )
     tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")
     workflow_paths: tuple[Path, ...] = Field((), description="Further workflow definitions (YAML files or folders of them).")
-    api_host: str = Field("127.0.0.1", description="Address on which the read API listens.")
+    api_host: str = Field("127.0.0.1", description="Address on which the read API and the gateway listen.")
     api_port: Annotated[int, Field(ge=1, le=65535)] = Field(29094, description="Port of the read API.")
+    gateway_port: Annotated[int, Field(ge=1, le=65535)] = Field(29095, description="Port of the gateway.")
+    api_tokens: Path | None = Field(
+        None,
+        description="File of the tokens that the read API and the gateway ask for (`foldflow token`); "
+        "without it both only answer this machine.",
+    )
+    api_token: SecretStr | None = Field(None, description="Token that our own commands show the read API.")
+    api_rate: Annotated[float, Field(ge=0)] = Field(
+        200, description="Requests a second for each token (without tokens: address), for a moment twice as many; 0: no limit."
+    )
+    api_streams: Annotated[int, Field(ge=1)] = Field(100, description="Live streams that the read API serves at once.")
     ready_file: Path | None = Field(None, description="File that a process creates once it is ready; set by `foldflow up`.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
 

@@ -7,6 +7,7 @@ from events.topics import (
     CANCELLATIONS,
     DEADLETTER,
     DECISIONS,
+    DECISIONS_JSON,
     FINISHED,
     INBOX,
     LLM_CALLS,
@@ -43,7 +44,8 @@ TOPOLOGY: Final = (
     ),
     Processor("llm_worker", "llm", LLM_CALLS, (INBOX, DEADLETTER, WORKERS), views=(CANCELLATIONS,)),
     Processor("tool_worker", "tool", TOOL_CALLS, (INBOX, DEADLETTER, WORKERS), views=(CANCELLATIONS,)),
+    Processor("mirror", "mirror", DECISIONS, (DECISIONS_JSON, WORKERS), views=(FINISHED,)),
 )
 
 ROLES: Final = tuple(dict.fromkeys(processor.role for processor in TOPOLOGY))
-"""What `foldflow worker` starts, one process each."""
+"""What `foldflow worker` starts, one process each. Nothing depends on `mirror`: it runs where somebody wants it."""

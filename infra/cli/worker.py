@@ -7,7 +7,7 @@ import typer
 from streams.settings import Settings
 
 
-def worker(role: Annotated[str, typer.Argument(help="intake, orchestrator, llm or tool.")]) -> None:
+def worker(role: Annotated[str, typer.Argument(help="intake, orchestrator, llm, tool or mirror.")]) -> None:
     """Run one role's processors in the foreground.
 
     Example: foldflow worker orchestrator

@@ -81,7 +81,7 @@ def services(settings: Settings, only: frozenset[str], progress: Callable[[int, 
 
     Raises `EmbeddedError` for an unknown name, and when Kafka's data was made by another number of brokers.
     """
-    table = [_role(settings, role) for role in ROLES]
+    table = [_role(settings, role) for role in (*ROLES, *(("mirror",) if settings.json_mirror else ()))]
     table.append(_api(settings))
     if settings.model.startswith("local/"):
         table.insert(0, _model(settings))

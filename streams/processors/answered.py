@@ -7,13 +7,12 @@ metadata says how far: `MS:BITS`, where all results of that worker that the brok
 
 from typing import Final
 
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, Message
-
 from events import codec, topics
 from events.errors import NotDecodableError
 from events.topics import Topic, partition_for
 from streams import kafka
 from streams.envelope import Incoming
+from streams.kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, Message
 from streams.processors.inputs import readable
 from streams.settings import Settings
 

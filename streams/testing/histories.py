@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from events import codec
-from events.catalog import ENTRIES
 from events.commands import StartRun
 from events.decisions import Decision, Effect, InputIgnored, RunFailed, UnreadableInput
 from events.errors import NotDecodableError
@@ -242,8 +241,8 @@ class _Again:
 
     def _unlike(self, value: bytes, decision: Decision) -> tuple[str, str] | None:
         """Say if today's schema would write the same decision in other bytes."""
-        same = codec.encode(decision) == value
-        current = codec.FRAME.unpack_from(value)[1] == ENTRIES[Decision].id
+        same = codec.body(decision) == codec.unframed(value)
+        current = codec.is_current(value, Decision)
         return ("bytes", "today's code writes the same decision in other bytes") if current and not same else None
 
     def _started(self, decision: Decision) -> Decision:
