@@ -11,7 +11,6 @@ from events.failure import FailureKind
 from events.results import TimerFired
 from projections.entry import Entry
 from projections.table import Connection, Table, rows
-from streams.workflow.chain import ends_run
 
 
 class Status(StrEnum):
@@ -108,7 +107,7 @@ class Approvals:
         for effect in decision.effects:
             if isinstance(effect, StepCompleted | StepFailed | StepCancelled | OutputChanged) and effect.step in held:
                 self._settle(held.pop(effect.step), entry, effect)
-        if ends_run(decision):
+        if entry.ends:
             for row in held.values():
                 self._close(row, Status.CANCELLED, decision.at, None, "the run ended")
             held.clear()
@@ -163,11 +162,16 @@ _SHOWN: Final = 'approvals.* EXCLUDE (may_answer, "partition", "offset"), may_an
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which approvals are listed. `by`: only those that this person may answer; `after`: the last one before."""
+    """Which approvals are listed. `by`: only those that this person may answer; `after`: the last one before.
+
+    `since`, `until`: requested from then on, before then (milliseconds).
+    """
 
     waiting: bool | None = None
     by: str | None = None
     after: tuple[int, str, str] | None = None
+    since: int | None = None
+    until: int | None = None
 
 
 def of_run(db: Connection, run_id: str, *, waiting: bool = False) -> list[dict[str, Any]]:
@@ -189,11 +193,19 @@ def newest(db: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
     if wanted.by is not None:
         conditions.append("(may_answer = '[]' OR list_contains(may_answer::JSON::VARCHAR[], ?))")
         parameters.append(wanted.by)
+    for moment, comparison in ((wanted.since, ">="), (wanted.until, "<")):
+        if moment is not None:
+            conditions.append(f"requested {comparison} make_timestamp_ms(?)::TIMESTAMP_MS")
+            parameters.append(moment)
     if wanted.after is not None:
         conditions.append("(requested, run_id, step) < (make_timestamp_ms(?)::TIMESTAMP_MS, ?, ?)")
         parameters += wanted.after
     query = f"""
+        WITH page AS (
+            SELECT rowid AS row FROM approvals WHERE {" AND ".join(conditions)}
+            ORDER BY requested DESC, run_id DESC, step DESC LIMIT ?
+        )
         SELECT {_SHOWN}, workflow FROM approvals JOIN (SELECT run_id, workflow FROM runs) USING (run_id)
-        WHERE {" AND ".join(conditions)} ORDER BY requested DESC, run_id DESC, step DESC LIMIT ?
+        WHERE approvals.rowid IN (SELECT row FROM page) ORDER BY requested DESC, run_id DESC, step DESC
     """  # noqa: S608 - our own text
     return rows(db, query, [*parameters, limit])

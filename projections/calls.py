@@ -18,8 +18,8 @@ from events.failure import Failure
 from events.ids import effect_id
 from events.results import LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
 from projections.entry import Entry, Spent
+from projections.runs import Runs
 from projections.table import Connection, Table, rows
-from streams.workflow.chain import ends_run
 
 Result = LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed
 
@@ -64,11 +64,15 @@ class CallRow:
     cache_read_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
     cost_usd: float | None = None
+    prices: str | None = None
+    paid_for: str | None = None
     latency_ms: int | None = None
     finish_reason: str | None = None
     failure_kind: str | None = None
     failure_message: str | None = None
+    stored: bool = False
 
 
 TABLE: Final = Table(
@@ -95,13 +99,17 @@ TABLE: Final = Table(
         "cache_read_tokens": "BIGINT",
         "cache_write_tokens": "BIGINT",
         "reasoning_tokens": "BIGINT",
+        "cache_write_1h_tokens": "BIGINT",
         "cost_usd": "DOUBLE",
+        "prices": "VARCHAR",
+        "paid_for": "VARCHAR",
         "latency_ms": "BIGINT",
         "finish_reason": "VARCHAR",
         "failure_kind": "VARCHAR",
         "failure_message": "VARCHAR",
     },
-    key=("call_id",),
+    key=("run_id", "call_id"),
+    indexed=False,
 )
 
 
@@ -118,9 +126,9 @@ class Calls:
         for held in (self.open, self._changed, self._fetched):
             held.clear()
         for row in TABLE.load(db, "WHERE outcome = 'pending' AND run_id IN (SELECT run_id FROM runs WHERE ended IS NULL)"):
-            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row)
+            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row, stored=True)
 
-    def fetch(self, db: Connection, entries: Iterable[Entry]) -> None:
+    def fetch(self, db: Connection, entries: Iterable[Entry], runs: Runs) -> None:
         """Get the calls back that these decisions have another answer to."""
         keys, begun = [], set[str]()
         for entry in entries:
@@ -130,9 +138,9 @@ class Calls:
             elif isinstance(cause, Result) and decision.run_id not in begun:
                 held = self.open.get(decision.run_id)
                 if held is None or cause.call_id not in held:
-                    keys.append(cause.call_id)
-        for row in TABLE.load_keys(db, keys):
-            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row)
+                    keys.append((decision.run_id, cause.call_id))
+        for row in TABLE.load_keys(db, keys, runs.first_offset(run_id for run_id, _ in keys)):
+            self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row, stored=True)
             self._fetched.add((row["run_id"], row["call_id"]))
 
     def apply(self, entry: Entry) -> Spent | None:
@@ -148,7 +156,7 @@ class Calls:
                 requested[row.step] = row.call_id
             elif isinstance(effect, CallCancelled):  # of a call that the same decision requests, the id was not known
                 self._gives_up(held, effect.call_id or requested.get(effect.step, ""), Outcome.CANCELLED, decision.at)
-        if ends_run(decision):
+        if entry.ends:
             for call_id in held:
                 self._gives_up(held, call_id, Outcome.ABANDONED, decision.at)
             del self.open[decision.run_id]
@@ -181,6 +189,7 @@ class Calls:
         row = held.get(result.call_id)
         if row is None:
             row = CallRow(result.call_id, decision.run_id, result.step, None, kind, entry.partition, entry.offset, Outcome.STRAY)
+            row.ended = decision.at
             held[result.call_id] = row
         elif row.outcome in (Outcome.TIMED_OUT, Outcome.CANCELLED) and not row.late:
             row.late = True
@@ -193,7 +202,7 @@ class Calls:
 
     def write(self, db: Connection) -> None:
         """Write what has changed since the last time, and forget the calls that are over."""
-        TABLE.upsert(db, list(self._changed.values()))
+        TABLE.write(db, list(self._changed.values()))
         for run_id, call_id in (*((row.run_id, row.call_id) for row in self._changed.values()), *self._fetched):
             held = self.open.get(run_id)
             if held is not None and call_id in held and held[call_id].outcome != Outcome.PENDING:
@@ -231,21 +240,21 @@ def _details(row: CallRow, result: Result) -> Spent | None:
     row.latency_ms = result.latency_ms
     match result:
         case ToolCallCompleted() | ToolCallFailed():
-            row.tool_version = result.tool_version
-            return None
+            row.tool_version, row.cost_usd, row.paid_for = result.tool_version, result.cost_usd, result.paid_for
+            return None if result.cost_usd is None else Spent(result.step, 0, 0, result.cost_usd)
         case LlmCallCompleted():
             row.provider, row.finish_reason = result.provider, result.finish_reason
         case LlmCallFailed():
             pass
         case _:
             assert_never(result)
-    row.model, row.cost_usd = result.model, result.cost_usd
+    row.model, row.cost_usd, row.prices = result.model, result.cost_usd, result.prices
     if result.usage is None:
         return Spent(result.step, 0, 0, result.cost_usd or 0.0)
     usage = result.usage
     row.input_tokens, row.output_tokens = usage.input_tokens, usage.output_tokens
     row.cache_read_tokens, row.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
-    row.reasoning_tokens = usage.reasoning_tokens
+    row.reasoning_tokens, row.cache_write_1h_tokens = usage.reasoning_tokens, usage.cache_write_1h_tokens
     return Spent(result.step, usage.input_tokens, usage.output_tokens, result.cost_usd)
 
 

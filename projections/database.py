@@ -8,7 +8,7 @@ rows; what it has in memory it doesn't read again, which is why the file itself 
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,12 +16,13 @@ from typing import Final
 import duckdb
 import structlog
 
-from projections import approvals, calls, deadletters, decisions, ledger, runs, signals, specs, steps
+from projections import approvals, calls, deadletters, decisions, ledger, runs, signals, specs, steps, workers
+from projections.derived import VIEWS
 from projections.table import Connection, rows
 
 log = structlog.get_logger()
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raise it whenever a table or what is written to it changes."""
 TABLES: Final = (
     runs.TABLE,
@@ -33,6 +34,7 @@ TABLES: Final = (
     deadletters.TABLE,
     deadletters.SETTLEMENTS,
     specs.TABLE,
+    workers.TABLE,
     ledger.IGNORED,
     ledger.LOSERS,
     ledger.BREAKS,
@@ -49,6 +51,10 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     "threads": 2,
     "python_enable_replacements": False,  # else the name of a table that is missing means a variable of that name
     "python_scan_all_frames": False,
+    # Anybody's SELECT is answered from this database (`sql`): it reaches nothing but its own file, and nothing can change that.
+    "enable_external_access": False,
+    "lock_configuration": True,
+    "max_temp_directory_size": "4GB",
 }
 
 Positions = dict[tuple[str, int], int]
@@ -102,6 +108,8 @@ def trouble(error: Exception, path: Path) -> ViewsError | None:
         return ViewsRefusedError(f"{path} can't be written: allow it, it goes on by itself then ({text})")
     if isinstance(error, duckdb.InterruptException):
         return ViewsError("the views are being closed")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return ViewsRefusedError(f"there is no memory for {path}: it goes on by itself once there is ({text})")
     if isinstance(error, OSError):
         return ViewsRefusedError(f"{path} can't be used: check FOLDFLOW_DATA_DIR, it goes on by itself then ({text})")
     # What is wrong in a block has no class of its own.
@@ -179,6 +187,8 @@ def _made(path: Path) -> Connection:
             db.begin()
             for statement in (*_OWN, *(table.ddl for table in TABLES)):
                 db.execute(statement)
+            for name, query in VIEWS.items():
+                db.execute(f'CREATE VIEW "{name}" AS {query}')
             db.execute("INSERT INTO about VALUES (?)", [VERSION])
             db.commit()
         except BaseException:
@@ -238,6 +248,23 @@ def make_room(path: Path) -> None:
         with contextlib.suppress(OSError):
             each.unlink()
             log.warning("views.deleted", path=str(each), reason="there is no room for the views")
+
+
+def merge(path: Path, parts: Sequence[Path]) -> None:
+    """Put the rows of several files, and their positions, into an empty one. All are closed. Raises ViewsError.
+
+    Not by a connection that answers questions: those can't open other files.
+    """
+    with told(path, OSError), contextlib.closing(duckdb.connect(str(path), config={"memory_limit": "1GB"})) as db:
+        db.execute("SET enable_progress_bar = false")
+        for number, part in enumerate(parts):
+            quoted = str(part).replace("'", "''")
+            db.execute(f"ATTACH '{quoted}' AS part{number} (READ_ONLY)")
+        db.begin()
+        for name in (*(table.name for table in TABLES), "positions"):
+            for number in range(len(parts)):
+                db.execute(f'INSERT INTO "{name}" SELECT * FROM part{number}."{name}"')  # noqa: S608 - our own names
+        db.commit()
 
 
 def read_positions(db: Connection) -> Positions:

@@ -159,9 +159,20 @@ After = tuple[int, str, int, int]
 
 
 def newest(
-    db: Connection, limit: int, *, reason: str | None = None, status: str | None = None, after: After | None = None
+    db: Connection,
+    limit: int,
+    *,
+    reason: str | None = None,
+    status: str | None = None,
+    text: str | None = None,
+    period: tuple[int | None, int | None] = (None, None),
+    after: After | None = None,
 ) -> list[dict[str, Any]]:
-    """Return dead letters without their bytes, newest first, behind `after`. `status`: open, redriven or discarded."""
+    """Return dead letters without their bytes, newest first, behind `after`. `status`: open, redriven or discarded.
+
+    `text`: contained in its run's or request's id or its detail, upper or lower case; `period`: received from … to before …,
+    in milliseconds.
+    """
     conditions, parameters = ["true"], list[Any]()
     if reason is not None:
         conditions.append("l.reason = ?")
@@ -169,6 +180,13 @@ def newest(
     if status is not None:
         conditions.append("coalesce(s.action, 'open') = ?")
         parameters.append(status)
+    if text is not None:
+        conditions.append("contains(lower(concat_ws(chr(10), l.run_id, l.request_id, l.detail)), lower(?))")
+        parameters.append(text)
+    for moment, comparison in zip(period, (">=", "<"), strict=True):
+        if moment is not None:
+            conditions.append(f"l.received {comparison} make_timestamp_ms(?)::TIMESTAMP_MS")
+            parameters.append(moment)
     if after is not None:
         conditions.append('(l.received, l.topic, l."partition", l."offset") < (make_timestamp_ms(?)::TIMESTAMP_MS, ?, ?, ?)')
         parameters += after

@@ -16,7 +16,8 @@ from projections.table import Connection, Table, rows
 class DecisionRow:
     """One accepted decision. `decided`: the broker's time of its input, milliseconds since the epoch; `size`: bytes of Avro.
 
-    `step`: the one that the input is about, if it is about one; `by`: who said so, if it is a command.
+    `step`: the one that the input is about, if it is about one; `by`: who said so, if it is a command; `cause`: id of the effect
+    that it answers (a call, a child run, a timer), which derives from the hash of the decision that asked for it.
     """
 
     partition: int
@@ -28,6 +29,7 @@ class DecisionRow:
     input: str
     step: str | None
     by: str | None
+    cause: str | None
     effects: list[str]
     ignored: str | None
     hash: bytes
@@ -46,6 +48,7 @@ TABLE: Final = Table(
         "input": "VARCHAR",
         "step": "VARCHAR",
         "by": "VARCHAR",
+        "cause": "VARCHAR",
         "effects": "VARCHAR[]",
         "ignored": "VARCHAR",
         "hash": "BLOB",
@@ -68,7 +71,7 @@ class Decisions:
     def apply(self, entry: Entry) -> None:
         """Take an accepted decision."""
         decision = entry.decision
-        step, by = (getattr(decision.input, name, None) for name in ("step", "by"))
+        step, by, call, timer = (getattr(decision.input, name, None) for name in ("step", "by", "call_id", "timer_id"))
         ignored = next((effect.reason for effect in decision.effects if isinstance(effect, InputIgnored)), None)
         self._new.append(
             DecisionRow(
@@ -81,6 +84,7 @@ class Decisions:
                 type(decision.input).__name__,
                 step or None,
                 by or None,
+                call or timer,
                 [type(effect).__name__ for effect in decision.effects],
                 ignored,
                 entry.hash,

@@ -6,7 +6,8 @@ belong.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from events import codec
 from events.decisions import Decision
@@ -22,13 +23,13 @@ NOT_DECODABLE: Final = "not_decodable"
 MISPLACED: Final = "misplaced"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A record as the projector reads it."""
+class Record(NamedTuple):
+    """A record as the projector reads it; `key`: where it says something."""
 
     partition: int
     offset: int
     value: bytes | None
+    key: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -138,7 +139,7 @@ class Ledger:
         except NotDecodableError as error:
             self.ignore("decisions", record.partition, record.offset, NOT_DECODABLE, detail=str(error))
             return None
-        if partition_for(decision.run_id.encode(), self.partitions) != record.partition:
+        if _home(decision.run_id, self.partitions) != record.partition:
             self.ignore("decisions", record.partition, record.offset, MISPLACED, decision)
             return None
         body = codec.unframed(record.value or b"")
@@ -172,6 +173,12 @@ class Ledger:
         BREAKS.insert(db, self._breaks)
         for pending in (self._ignored, self._losers, self._breaks, self._over):
             pending.clear()
+
+
+@lru_cache(maxsize=65_536)
+def _home(run_id: str, partitions: int) -> int:
+    """Return the partition where a run belongs: asked for each of its decisions, which mostly come soon after each other."""
+    return partition_for(run_id.encode(), partitions)
 
 
 # --- Queries ---

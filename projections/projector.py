@@ -21,6 +21,7 @@ import structlog
 from events import topics
 from events.errors import NewerCodeError
 from projections.database import NoRoomError, Positions, StaleViewsError, ViewsDamagedError, ViewsError, make_room
+from projections.rebuild import Building
 from projections.source import Source, TopicsChangedError, found, reachable
 from projections.views import Views
 from streams.kafka import Cluster, KafkaUnreachableError, TopicsMissingError
@@ -31,6 +32,8 @@ log = structlog.get_logger()
 _FILE: Final = "views.duckdb"
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """How long to wait after the first, the second … hindrance without progress between them; then always the last."""
+_MANY: Final = 100_000
+"""From how many decisions on empty views are filled by several processes: to start them takes a second or two."""
 _HINDRANCES: Final = (
     ViewsError,
     StaleViewsError,
@@ -79,6 +82,9 @@ class Projector:
         )
         self._on_failure = on_failure
         self._views: Views | None = None
+        self._building: Building | None = None
+        self._made_anew: str | None = None
+        """Why the views were made anew, until they hold what they must hold."""
         self._answering = False
         self._hindrances = 0
         self._targets: Positions = {}
@@ -109,16 +115,19 @@ class Projector:
     @property
     def rebuild(self) -> Rebuild | None:
         """The rebuild that is under way, if there is one."""
-        views = self._views
-        if views is None or self._answering or views.made_anew is None:
+        reason, positions = self._made_anew, self.positions
+        if self._answering or reason is None:
             return None
-        done = sum(min(views.positions.get(place, 0), end) for place, end in self._targets.items())
-        return Rebuild(views.made_anew, done, sum(self._targets.values()))
+        done = sum(min(positions.get(place, 0), end) for place, end in self._targets.items())
+        return Rebuild(reason, done, sum(self._targets.values()))
 
     @property
     def positions(self) -> Positions:
         """Where reading goes on, also while the views can't be asked."""
-        return {} if self._views is None else dict(self._views.positions)
+        views, building = self._views, self._building
+        if building is not None:
+            return building.positions()
+        return {} if views is None else dict(views.positions)
 
     def reachable(self) -> bool:
         """Ask Kafka whether it answers (two seconds if it doesn't)."""
@@ -126,14 +135,14 @@ class Projector:
 
     def lag(self, positions: Positions) -> Positions:
         """Return how many records of each partition the views at these positions don't hold yet."""
-        return {place: max(0, end - positions.get(place, 0)) for place, end in self._ends.items()}
+        return {place: max(0, end - positions.get(place, 0)) for place, end in _lasting(self._ends).items()}
 
     def _why_not(self) -> str:
         if self.failure or self.problem:
             return str(self.failure or self.problem)
         if rebuild := self.rebuild:
             return f"The views are being made anew ({rebuild.reason}): {rebuild.position:,} of {rebuild.end:,} records are read."
-        if self._views is not None:
+        if self._views is not None or self._building is not None:
             return f"The views are still {sum(self.lag(self.positions).values()):,} records behind Kafka."
         return f"Kafka at {self.settings.bootstrap_servers} has not answered yet"
 
@@ -188,7 +197,7 @@ class Projector:
                 views.check()
                 source.check()
                 if not self._answering and all(views.positions.get(place, 0) >= end for place, end in self._targets.items()):
-                    self._answering = True
+                    self._answering, self._made_anew = True, None
                     self.caught_up.set()
                     log.info("projector.caught_up", records=sum(self._targets.values()))
                 batch = source.poll()
@@ -205,8 +214,12 @@ class Projector:
         firsts = source.look()
         if self._views is None:
             began = time.monotonic()
+            self._targets, self._ends = _lasting(source.ends), dict(source.ends)
             views = Views(self.path, cluster.ids, cluster.partitions[topics.DECISIONS.name], rebuild=self._rebuild)
-            self._rebuild, self._targets, self._views = None, dict(source.ends), views
+            self._rebuild, self._made_anew = None, views.made_anew or self._made_anew
+            if not views.positions and _decisions(source.ends) - _decisions(firsts) >= _MANY:
+                views = self._built(views, cluster, firsts)
+            self._views = views
             log.info("views.opened", open_runs=len(views.runs.open), seconds=round(time.monotonic() - began, 3))
         views = self._views
         # Only these ends count, which were asked for: those that come with fetches can go back when a partition's leader changes.
@@ -216,3 +229,22 @@ class Projector:
             if topic == topics.DECISIONS.name and first > views.positions.get((topic, partition), 0):
                 log.error("projector.history_cut", partition=partition, first=first, problem="records before it were deleted")
         return views
+
+    def _built(self, empty: Views, cluster: Cluster, firsts: Positions) -> Views:
+        """Return views that several processes have filled, as far as Kafka went, for empty ones. Raises what hinders that."""
+        empty.close()
+        building = self._building = Building(self.settings, self.path, cluster, firsts, self._targets)
+        try:
+            building.run(self._stop)
+        finally:
+            self._building = None
+        return Views(self.path, cluster.ids, cluster.partitions[topics.DECISIONS.name])
+
+
+def _lasting(ends: Positions) -> Positions:
+    """Return the ends without those of a topic whose last records may have been forgotten: nobody can read up to them."""
+    return {place: end for place, end in ends.items() if place[0] != topics.WORKERS.name}
+
+
+def _decisions(positions: Positions) -> int:
+    return sum(position for (topic, _), position in positions.items() if topic == topics.DECISIONS.name)

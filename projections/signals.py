@@ -8,7 +8,6 @@ from events.commands import SignalReceived
 from events.decisions import RunClosing, SignalKept, SignalTaken
 from projections.entry import Entry
 from projections.table import Connection, Table, rows
-from streams.workflow.chain import ends_run
 
 
 class Status(StrEnum):
@@ -96,7 +95,7 @@ class Signals:
                     self._unused(decision.run_id)
                 case _:
                     pass
-        if ends_run(decision):
+        if entry.ends:
             self._unused(decision.run_id)
 
     def _taken(self, entry: Entry, effect: SignalTaken, new: SignalRow | None) -> None:

@@ -4,6 +4,7 @@ It ends in front of a record that newer code wrote: views that pass over one sta
 """
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from events import topics
 from events.decisions import DeadLetterSettled
 from events.errors import NewerCodeError
+from events.topics import Topic
 from projections.database import Positions
 from projections.ledger import Record
 from projections.views import SOURCES, Batch
@@ -40,10 +42,16 @@ class TopicsChangedError(Exception):
 
 
 class Source:
-    """The topics of the views. `ends`: the ends of all partitions, as last heard. For one thread."""
+    """The topics of the views. `ends`: the ends of all partitions, as last heard. For one thread.
 
-    def __init__(self, settings: Settings, cluster: Cluster) -> None:
-        self._settings, self._cluster = settings, cluster
+    `decisions`: only these partitions of `decisions`, and no other topic. `most`: how many records a batch may have.
+    """
+
+    def __init__(self, settings: Settings, cluster: Cluster, decisions: Sequence[int] | None = None, most: int = BATCH) -> None:
+        self._settings, self._cluster, self._most = settings, cluster, most
+        self._read: dict[Topic, Sequence[int]] = {topic: range(cluster.partitions[topic.name]) for topic in SOURCES}
+        if decisions is not None:
+            self._read = {topics.DECISIONS: decisions}
         self._consumer, self._admin = kafka.reader(settings), kafka.admin(settings)
         self._schemas = Schemas(settings)
         self._newer: dict[tuple[str, int], NewerCodeError] = {}
@@ -54,8 +62,8 @@ class Source:
     def look(self) -> Positions:
         """Ask for first offsets and ends of all partitions; return the first offsets. Raises KafkaUnreachableError."""
         firsts: Positions = {}
-        for topic in SOURCES:
-            for partition in range(self._cluster.partitions[topic.name]):
+        for topic, partitions in self._read.items():
+            for partition in partitions:
                 low, high = kafka.watermarks(self._consumer, kafka.name(self._settings, topic), partition)
                 firsts[topic.name, partition], self.ends[topic.name, partition] = low, high
         return firsts
@@ -91,28 +99,32 @@ class Source:
 
         Of a partition nothing behind a record that newer code wrote. Raises KafkaUnreachableError.
         """
-        messages = kafka.poll(self._consumer, _PATIENCE_S, BATCH)
+        messages = kafka.poll(self._consumer, _PATIENCE_S, self._most)
+        size = sum(map(len, messages))
         until = time.monotonic() + _GATHER_S
-        while messages and len(messages) < BATCH and time.monotonic() < until and self._behind() > BATCH:
-            if sum(len(message.value() or b"") for message in messages) > _BATCH_BYTES:
+        while messages and len(messages) < self._most and time.monotonic() < until and self._behind() > self._most:
+            if size > _BATCH_BYTES:
                 break
-            messages += kafka.poll(self._consumer, _GATHER_S, BATCH - len(messages))
+            more = kafka.poll(self._consumer, _GATHER_S, self._most - len(messages))
+            messages += more
+            size += sum(map(len, more))
         found: dict[str, list[Record]] = {topic.name: [] for topic in SOURCES}
         prefix = len(self._settings.topic_prefix)
         for message in messages:
             topic = (message.topic() or "")[prefix:]
-            record = Record(message.partition() or 0, message.offset() or 0, message.value())
+            key = message.key() if topic == topics.WORKERS.name else None
+            record = Record(message.partition() or 0, message.offset() or 0, message.value(), key)
             # After a broker's "offset out of range" librdkafka starts from the beginning: what was read isn't read again.
             if record.offset >= self._positions.get((topic, record.partition), 0) and not self._is_newer(topic, record):
                 found[topic].append(record)
                 self._positions[topic, record.partition] = record.offset + 1
         self._hear_ends()
-        return Batch(found[topics.DECISIONS.name], found[topics.DEADLETTER.name], found[topics.SPECS.name])
+        return Batch(*(found[topic.name] for topic in SOURCES))
 
     def _is_newer(self, topic: str, record: Record) -> bool:
         """Whether newer code wrote this, or something before it in its partition: nothing behind that is to be taken."""
         place = topic, record.partition
-        if place not in self._newer:
+        if place not in self._newer and topic != topics.WORKERS.name:
             try:
                 self._schemas.refuse_newer(f"{topic}/{record.partition}/{record.offset}", record.value, *_KINDS[topic])
             except NewerCodeError as error:

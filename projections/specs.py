@@ -11,18 +11,29 @@ from streams.workflow.spec import digest
 
 @dataclass(slots=True)
 class SpecRow:
-    """One version. `steps`: names in order; `position`: offset of its last registration, the highest of a name is the newest."""
+    """One version. `steps`: names in order; `position`: offset of its last registration, the highest of a name is the newest.
+
+    `spec`: the definition in its canonical form, JSON.
+    """
 
     digest: str
     name: str
     description: str
     steps: list[str]
     position: int
+    spec: str
 
 
 TABLE: Final = Table(
     "specs",
-    {"digest": "VARCHAR", "name": "VARCHAR", "description": "VARCHAR", "steps": "VARCHAR[]", "position": "BIGINT"},
+    {
+        "digest": "VARCHAR",
+        "name": "VARCHAR",
+        "description": "VARCHAR",
+        "steps": "VARCHAR[]",
+        "position": "BIGINT",
+        "spec": "VARCHAR",
+    },
     key=("digest",),
 )
 
@@ -48,7 +59,7 @@ class Specs:
         except (ValueError, KeyError, TypeError, RecursionError):  # anybody may write to the topic
             return False
         self._new[registered.digest] = SpecRow(
-            registered.digest, registered.name, str(definition.get("description", "")), steps, offset
+            registered.digest, registered.name, str(definition.get("description", "")), steps, offset, registered.spec
         )
         return True
 
@@ -62,3 +73,9 @@ def steps_of(db: Connection, version: str) -> list[str]:
     """Return the names of a version's steps in their order; none if the version isn't known."""
     found = rows(db, "SELECT steps FROM specs WHERE digest = ?", [version])
     return list(found[0]["steps"]) if found else []
+
+
+def definition_of(db: Connection, version: str) -> str | None:
+    """Return a version's canonical form (JSON); None if the version isn't known."""
+    found = rows(db, "SELECT spec FROM specs WHERE digest = ?", [version])
+    return found[0]["spec"] if found else None

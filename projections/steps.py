@@ -32,10 +32,10 @@ from events.decisions import (
 from events.failure import Failure
 from events.ids import effect_id
 from events.ids import run_id as run_id_of
-from events.results import ChildRunCompleted, LlmCallCompleted, LlmCallFailed, ToolCallCompleted
-from projections.entry import Entry, Moved, Spent
+from events.results import ChildRunCompleted, LlmCallCompleted, LlmCallFailed, ToolCallCompleted, ToolCallFailed
+from projections.entry import PICO, Entry, Moved, Spent
+from projections.runs import Runs
 from projections.table import Connection, Table, rows
-from streams.workflow.chain import ends_run
 from streams.workflow.plan import FINALLY
 from streams.workflow.state import SETTLED, Copied, StepStatus, copied_results, owner_path
 
@@ -49,6 +49,8 @@ WAITS: Final = {
 }
 """What a step of this status waits for."""
 BREAKPOINT: Final = "breakpoint"
+_LATE: Final = (LlmCallCompleted, LlmCallFailed, ToolCallCompleted, ToolCallFailed, ChangeOutput)
+"""Inputs that may be about a step that is settled."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class StepRow:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float = 0.0
+    stored: bool = False
 
 
 TABLE: Final = Table(
@@ -139,6 +142,7 @@ TABLE: Final = Table(
     },
     key=("run_id", "step"),
     once=frozenset({"output"}),
+    indexed=False,
 )
 
 
@@ -160,23 +164,23 @@ class Steps:
             held.clear()
         unsettled = "status NOT IN (SELECT unnest(?)) AND run_id IN (SELECT run_id FROM runs WHERE ended IS NULL)"
         for row in TABLE.load(db, f"WHERE {unsettled}", [sorted(_SETTLED)]):
-            self.open.setdefault(row["run_id"], {})[row["step"]] = StepRow(**row)
+            self.open.setdefault(row["run_id"], {})[row["step"]] = StepRow(**row, stored=True)
         for row in rows(db, "SELECT run_id, copied FROM runs WHERE ended IS NULL AND copied IS NOT NULL"):
             self._copied[row["run_id"]] = copied_results(row["copied"])
 
-    def fetch(self, db: Connection, entries: Iterable[Entry]) -> None:
+    def fetch(self, db: Connection, entries: Iterable[Entry], runs: Runs) -> None:
         """Get the settled steps back that these decisions may still change: late answers cost, outputs can be replaced."""
         keys, begun = [], set[str]()
         for entry in entries:
             decision, cause = entry.decision, entry.decision.input
             if decision.seq == 1:
                 begun.add(decision.run_id)
-            elif isinstance(cause, LlmCallCompleted | LlmCallFailed | ChangeOutput) and decision.run_id not in begun:
+            elif isinstance(cause, _LATE) and decision.run_id not in begun:
                 held = self.open.get(decision.run_id)
                 if held is None or cause.step not in held:
                     keys.append((decision.run_id, cause.step))
-        for row in TABLE.load_keys(db, keys):
-            self.open.setdefault(row["run_id"], {})[row["step"]] = StepRow(**row)
+        for row in TABLE.load_keys(db, keys, runs.first_offset(run_id for run_id, _ in keys)):
+            self.open.setdefault(row["run_id"], {})[row["step"]] = StepRow(**row, stored=True)
             self._fetched.add((row["run_id"], row["step"]))
 
     def apply(self, entry: Entry, spent: Spent | None) -> Moved:
@@ -196,10 +200,10 @@ class Steps:
             row = taking.row(spent.step)
             row.input_tokens += spent.input_tokens
             row.output_tokens += spent.output_tokens
-            row.cost_usd += spent.cost_usd or 0.0
+            row.cost_usd = round(row.cost_usd + (spent.cost_usd or 0.0), PICO)
             if isinstance(decision.input, LlmCallCompleted):
                 row.model = decision.input.model
-        if ends_run(decision):
+        if entry.ends:
             for name, row in held.items():
                 if row.status not in _SETTLED:
                     row.status, row.ended, row.due = ABANDONED, decision.at, None
@@ -210,7 +214,7 @@ class Steps:
 
     def write(self, db: Connection) -> None:
         """Write what has changed since the last time, and forget what is settled."""
-        TABLE.upsert(db, list(self._changed.values()))
+        TABLE.write(db, list(self._changed.values()))
         for row in self._changed.values():
             row.output = None  # it is in the database now
         for run_id, step in (*self._changed, *self._fetched):

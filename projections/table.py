@@ -5,9 +5,11 @@ Times are `TIMESTAMP_MS` in UTC and milliseconds since the epoch in Python.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from duckdb import DuckDBPyConnection
 
 Connection = DuckDBPyConnection
@@ -34,42 +36,76 @@ class Row(Protocol):
     """A mutable row: an attribute for each column."""
 
 
+class Stored(Row, Protocol):
+    """A row that knows whether the table holds it."""
+
+    stored: bool
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table. `columns`: name to SQL type; `once`: columns that are written when they are known and never changed after that.
 
     A row that is loaded back has None for a `once` column, and None never replaces what is there: so large payloads need not be
     held in memory between the batch that brings them and the last one of their run.
+
+    `indexed`: an index keeps the key unique and finds it. The large tables have none: it would take two thirds of the file and a
+    tenth of a rebuild, and their rows are found by the partition and the offset of the decision that brought them.
     """
 
     name: str
     columns: dict[str, str]
     key: tuple[str, ...] = ()
     once: frozenset[str] = frozenset()
+    indexed: bool = True
 
     @property
     def ddl(self) -> str:
         """The statement that makes the table."""
         lines = [f'"{column}" {kind}' for column, kind in self.columns.items()]
-        if self.key:
+        if self.key and self.indexed:
             lines.append(f"PRIMARY KEY ({_quoted(self.key)})")
         return f'CREATE TABLE "{self.name}" ({", ".join(lines)})'
 
     def arrow(self, rows: Iterable[Row]) -> pa.Table:
         """Return rows as an Arrow table."""
-        held = list(rows)
-        return pa.table({column: _array([getattr(row, column) for row in held], kind) for column, kind in self.columns.items()})
+        by_column = zip(*map(attrgetter(*self.columns), rows), strict=True)
+        kinds = self.columns.items()
+        return pa.table({column: _array(values, kind) for (column, kind), values in zip(kinds, by_column, strict=True)})
 
     def insert(self, db: Connection, rows: Sequence[Row]) -> None:
         """Append rows; of rows with a key that is there already, the first stays."""
         if rows:
-            verb = "INSERT OR IGNORE" if self.key else "INSERT"
+            verb = "INSERT OR IGNORE" if self.key and self.indexed else "INSERT"
             _take(db, self.arrow(rows), f'{verb} INTO "{self.name}" SELECT * FROM incoming')  # noqa: S608 - our own names
 
     def upsert(self, db: Connection, rows: Sequence[Row]) -> None:
         """Insert rows, or replace those with the same keys."""
         if rows:
             _take(db, self.arrow(rows), self._upsert)
+
+    def write(self, db: Connection, rows: Sequence[Stored]) -> None:
+        """Insert new rows and change stored ones, without an index; from now on all are stored."""
+        self.insert(db, [row for row in rows if not row.stored])
+        if changed := [row for row in rows if row.stored]:
+            offsets = [row.offset for row in changed]
+            _take(db, self.arrow(changed), f"{self._update} BETWEEN {min(offsets)} AND {max(offsets)}")
+        for row in rows:
+            row.stored = True
+
+    @property
+    def _update(self) -> str:
+        """The statement that changes rows, up to the offsets where these are: all row groups but theirs are skipped."""
+        place = ("partition", "offset", *self.key)
+        changes = ", ".join(
+            f'"{column}" = '
+            + (f'coalesce(incoming."{column}", own."{column}")' if column in self.once else f'incoming."{column}"')
+            for column in self.columns
+            if column not in place
+        )
+        same = " AND ".join(f'own."{column}" = incoming."{column}"' for column in place)
+        return f'UPDATE "{self.name}" AS own SET {changes} FROM incoming WHERE {same} AND own."offset"'  # noqa: S608 - our own names
 
     @property
     def _upsert(self) -> str:
@@ -89,8 +125,8 @@ class Table:
         order = f" ORDER BY {_quoted(self.key)}" if self.key else ""
         return rows(db, f'SELECT {columns} FROM "{self.name}" {where}{order}', parameters)  # noqa: S608 - our own names
 
-    def load_keys(self, db: Connection, keys: Sequence[str | tuple[str, ...]]) -> list[dict[str, Any]]:
-        """Return the rows with these keys; of a table with one key column, the key is its value."""
+    def load_keys(self, db: Connection, keys: Sequence[str | tuple[str, ...]], since: int | None = None) -> list[dict[str, Any]]:
+        """Return the rows with these keys; of a table with one key column, the key is its value. `since`: none lies before it."""
         if not keys:
             return []
         if len(self.key) == 1 and len(keys) <= _FEW:
@@ -100,7 +136,8 @@ class Table:
             "wanted", pa.table({name: pa.array(column, pa.string()) for name, column in zip(self.key, columns, strict=True)})
         )
         try:
-            return self.load(db, f"SEMI JOIN wanted USING ({_quoted(self.key)})")
+            where = "" if since is None else f' WHERE "offset" >= {since}'
+            return self.load(db, f"SEMI JOIN wanted USING ({_quoted(self.key)}){where}")
         finally:
             db.unregister("wanted")
 
@@ -117,12 +154,12 @@ def rows(db: Connection, query: str, parameters: Sequence[Any] = ()) -> list[dic
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
-def _array(values: list[Any], kind: str) -> pa.Array:
+def _array(values: Sequence[Any], kind: str) -> pa.Array:
     arrow = _ARROW[kind]
     if arrow is _TIME:
+        times = pa.array(values, pa.int64())
         # A due time may be as far off as a provider's `retry-after` says; what Python's datetime can't hold can't be shown.
-        values = [None if value is None else max(0, min(value, _LATEST_MS)) for value in values]
-        return pa.array(values, pa.int64()).cast(_TIME)
+        return pc.min_element_wise(pc.max_element_wise(times, 0, skip_nulls=False), _LATEST_MS, skip_nulls=False).cast(_TIME)
     return pa.array(values, arrow)
 
 

@@ -13,6 +13,7 @@ from events import codec, topics
 from events.commands import WorkflowRegistered
 from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
+from events.workers import WorkerReported
 from projections.approvals import Approvals
 from projections.calls import Calls
 from projections.database import (
@@ -34,8 +35,9 @@ from projections.signals import Signals
 from projections.specs import Specs
 from projections.steps import Steps
 from projections.table import Connection
+from projections.workers import Workers
 
-SOURCES: Final = (topics.DECISIONS, topics.DEADLETTER, topics.SPECS)
+SOURCES: Final = (topics.DECISIONS, topics.DEADLETTER, topics.SPECS, topics.WORKERS)
 """The topics that the views are made from."""
 _INTERRUPT_AGAIN_S: Final = 0.1
 
@@ -47,15 +49,19 @@ class Batch:
     decisions: Sequence[Record] = ()
     deadletters: Sequence[Record] = ()
     specs: Sequence[Record] = ()
+    workers: Sequence[Record] = ()
 
     def __bool__(self) -> bool:
         """Say whether there is a record."""
-        return bool(self.decisions or self.deadletters or self.specs)
+        return any(records for _, records in self._by_topic())
 
     def positions(self) -> Positions:
         """Return the offsets behind these records."""
-        by_topic = ((topics.DECISIONS, self.decisions), (topics.DEADLETTER, self.deadletters), (topics.SPECS, self.specs))
-        return {(topic.name, record.partition): record.offset + 1 for topic, records in by_topic for record in records}
+        return {(topic, record.partition): record.offset + 1 for topic, records in self._by_topic() for record in records}
+
+    def _by_topic(self) -> Iterator[tuple[str, Sequence[Record]]]:
+        records = (self.decisions, self.deadletters, self.specs, self.workers)
+        return ((topic.name, each) for topic, each in zip(SOURCES, records, strict=True))
 
 
 class Views:
@@ -73,7 +79,7 @@ class Views:
         *,
         rebuild: StaleViewsError | ViewsDamagedError | None = None,
     ) -> None:
-        self._topic_ids = {topic.name: topic_ids[topic.name] for topic in SOURCES}
+        self._topic_ids = {topic.name: topic_ids[topic.name] for topic in SOURCES if topic.name in topic_ids}
         self.path = path
         self.trouble: ViewsError | None = None
         self._db, self.made_anew = open_views(path, self._topic_ids, rebuild=rebuild)
@@ -83,10 +89,10 @@ class Views:
         self._closed = False
         self.ledger, self.runs, self.steps, self.calls = Ledger(partitions), Runs(), Steps(), Calls()
         self.approvals, self.signals = Approvals(), Signals()
-        self.decisions, self.deadletters, self.specs = Decisions(), DeadLetters(), Specs()
+        self.decisions, self.deadletters, self.specs, self.workers = Decisions(), DeadLetters(), Specs(), Workers()
         self._models = (
             *(self.ledger, self.runs, self.steps, self.calls, self.approvals, self.signals),
-            *(self.decisions, self.deadletters, self.specs),
+            *(self.decisions, self.deadletters, self.specs, self.workers),
         )
         try:
             self._load()
@@ -99,6 +105,11 @@ class Views:
             for model in self._models:
                 model.load(self._db)
             self.positions = read_positions(self._db)
+
+    @property
+    def log_id(self) -> str:
+        """Which log the offsets of decisions belong to: the beginning of its topic's id, in hexadecimal."""
+        return self._topic_ids[topics.DECISIONS.name].hex()[:8]
 
     def check(self) -> None:
         """Look whether the file is still the one that was written, and what readers met. Costs nothing; raises ViewsError."""
@@ -125,8 +136,8 @@ class Views:
         self._db.begin()
         try:
             accepted = self.ledger.judge(self._db, list(batch.decisions), self.runs)
-            self.calls.fetch(self._db, accepted)
-            self.steps.fetch(self._db, accepted)
+            self.calls.fetch(self._db, accepted, self.runs)
+            self.steps.fetch(self._db, accepted, self.runs)
             for entry in accepted:
                 spent = self.calls.apply(entry)
                 moved = self.steps.apply(entry, spent)
@@ -136,6 +147,7 @@ class Views:
                 self.decisions.apply(entry)
             self._take_letters(batch.deadletters)
             self._take_specs(batch.specs)
+            self._take_reports(batch.workers)
             for model in self._models:
                 model.write(self._db)
             write_positions(self._db, batch.positions(), self._topic_ids)
@@ -173,12 +185,22 @@ class Views:
             if not counts:
                 self.ledger.ignore(topics.SPECS.name, record.partition, record.offset, NOT_DECODABLE, detail=problem)
 
+    def _take_reports(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.value is None and record.key is not None:
+                self.workers.stop(self._db, record.key.decode(errors="replace"))
+                continue
+            try:
+                self.workers.apply(codec.decode(record.value, WorkerReported))
+            except NotDecodableError as error:  # of newer code, too: to stop for that would be worse
+                self.ledger.ignore(topics.WORKERS.name, record.partition, record.offset, NOT_DECODABLE, detail=str(error))
+
     @contextmanager
     def snapshot(self) -> Iterator[tuple[Connection, Positions]]:
         """Give a connection that sees one state of the views, and the positions of that state. Raises ViewsError."""
         try:
             with told(self.path), self._reader() as db:
-                db.begin()
+                db.execute("BEGIN TRANSACTION READ ONLY")
                 yield db, read_positions(db)
         except ViewsError as error:
             self.trouble = self.trouble or error

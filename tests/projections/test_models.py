@@ -7,6 +7,7 @@ import pytest
 from projection_histories import PARTITIONS, TOPIC_IDS, Logs, Run  # type: ignore[import-not-found]
 
 from events import codec
+from events.as_json import as_json
 from events.commands import (
     ApprovalAnswered,
     CancelRun,
@@ -25,7 +26,6 @@ from events.ids import FIRST_PREV, chain_hash
 from events.ids import run_id as run_id_of
 from events.results import ChildRunCompleted, LlmCallCompleted, TimerFired, ToolCallCompleted, ToolCallFailed, Usage
 from projections import approvals, calls, decisions, runs, signals, step_pages
-from projections.as_json import as_json
 from projections.calls import Calls
 from projections.entry import Entry
 from projections.runs import Runs
