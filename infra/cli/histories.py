@@ -1,4 +1,4 @@
-"""`foldflow history` and `foldflow replay`: writes a run's history to a file, and decides what such files hold again."""
+"""`foldflow history`: writes a run's history to a file. `foldflow verify --file` and `backtest --file` decide it again."""
 
 import dataclasses
 import json
@@ -28,8 +28,8 @@ def history(
 ) -> None:
     """Write a run's history to a file: its decisions as they stand on Kafka, its workflow, and its large payloads.
 
-    `foldflow replay` and `streams.testing.replay` decide it again. The file holds all the run's data: what was asked, what models
-    and tools answered, and any secret among it. A run that goes on is written as far as it is.
+    `foldflow verify --file` and `streams.testing.replay` decide it again. The file holds all the run's data: what was asked, what
+    models and tools answered, and any secret among it. A run that goes on is written as far as it is.
 
     For example:
 
@@ -63,31 +63,11 @@ def history(
     say(f"{output}: {len(found.values)} decisions of run {found.run_id}. It holds all the run's data.")
 
 
-def replay(
-    files: Annotated[list[Path], typer.Argument(help="Recorded histories, or folders of them (*.json).")],
-    spec: Annotated[
-        Path | None,
-        typer.Option("--spec", help="Decide by this definition (YAML) instead: where would the runs have gone another way?"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
-) -> None:
-    """Decide recorded histories again with today's code, and compare each decision byte for byte. It needs no Kafka.
-
-    With --spec, every difference is a place where a run would have gone another way by that version. What calls answered is what
-    they answered then; nothing is called.
-
-    For example:
-
-        foldflow replay tests/histories/
-
-        foldflow replay refund-1.json --spec my_refund.yaml --json
-
-    Exit codes: 0 all the same, 1 a decision comes out differently, 2 a file is no history, or the definition is wrong.
-    """
+def decided_again(files: list[Path], other: "WorkflowSpec | None", *, as_json: bool) -> None:
+    """Decide recorded histories again by today's code, or by another version, and print what came of it; ends with its code."""
     from streams.testing.histories import HistoryError  # noqa: PLC0415
     from streams.testing.histories import replay as again  # noqa: PLC0415
 
-    other = _definition(spec) if spec is not None else None
     found: list[Replay] = []
     for path in _files(files):
         try:
@@ -117,7 +97,8 @@ def _files(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _definition(path: Path) -> "WorkflowSpec":
+def definition(path: Path) -> "WorkflowSpec":
+    """Return the definition in a file; ends with exit code 2 if it is none."""
     from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
 
     try:
