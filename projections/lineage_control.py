@@ -1,0 +1,132 @@
+"""Control lineage of one run: which event led to which.
+
+Ids say it exactly: those of calls, child runs and timers derive from the hash of the decision that asked for them, and each
+decision knows what its input answers. So what a decision follows from is found by deriving the ids again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from events.calls import LlmCallRequested, ToolCallRequested
+from events.commands import ApprovalAnswered
+from events.decisions import ApprovalRequested, ChildRunRequested, RetryScheduled, SignalTaken, TimerSet
+from events.ids import effect_id
+from events.ids import run_id as run_id_of
+from projections.lineage_data import of_run
+from projections.lineage_graph import CAUSES, Edge, Graph, Node, node_id
+from projections.table import Connection, rows
+
+_CALLS: Final = frozenset({LlmCallRequested.__name__, ToolCallRequested.__name__})
+_CHILD: Final = ChildRunRequested.__name__
+_TIMERS: Final = frozenset({RetryScheduled.__name__, TimerSet.__name__, ApprovalRequested.__name__, "SignalAwaited"})
+_OF_RUN: Final = of_run("$1")
+
+
+class ControlOfRun:
+    """Adds what one run's control lineage says to a graph."""
+
+    def __init__(self, db: Connection, run: Mapping[str, Any], graph: Graph) -> None:
+        self._run, self._graph = run, graph
+        self.run_id: str = run["run_id"]
+        self._decisions = rows(
+            db,
+            f"""SELECT t.seq, t."offset", decided, input, step, "by", cause, effects, ignored, hash
+            FROM decisions AS t, {_OF_RUN} ORDER BY t.seq""",  # noqa: S608 - our own text
+            [self.run_id],
+        )
+        self._calls = rows(db, f"SELECT t.* FROM calls AS t, {_OF_RUN}", [self.run_id])  # noqa: S608
+        self._begun = rows(
+            db,
+            f'SELECT step, "offset", status, kind, started, ended FROM steps AS t, {_OF_RUN} ORDER BY "offset", position',  # noqa: S608
+            [self.run_id],
+        )
+        self._asked = rows(db, f'SELECT step, "offset" FROM approvals AS t, {_OF_RUN}', [self.run_id])  # noqa: S608
+        self._taken = rows(db, f"SELECT seq, step, taken FROM signals AS t, {_OF_RUN} AND taken IS NOT NULL", [self.run_id])  # noqa: S608
+
+    def add(self) -> None:
+        """Add the run's nodes and edges."""
+        self._add_start()
+        asked: dict[str, tuple[int, str]] = {}
+        at = {row["offset"]: row["seq"] for row in self._decisions}
+        self._graph.add(self._call(call) for call in self._calls)
+        for row in self._decisions:
+            decision = self._id(row["seq"])
+            self._graph.add([self._decision(row)])
+            for index, effect in enumerate(row["effects"]):
+                if effect in _CALLS or effect == _CHILD or effect in _TIMERS:
+                    identity = effect_id(row["hash"], index)
+                    asked[identity] = row["seq"], effect
+                    if effect in _CALLS:
+                        self._edge(decision, node_id("call", identity), effect)
+                    elif effect == _CHILD:
+                        self._edge(decision, node_id("decision", run_id_of(identity), 1), effect)
+            if row["cause"] is not None:
+                self._add_cause(row, asked)
+        self._add_people(at)
+        for step in self._begun:
+            if step["offset"] in at:
+                path = node_id("step", self.run_id, step["step"])
+                detail = {"kind": step["kind"]} if step["kind"] else {}
+                node = Node(path, "step", step["step"], self.run_id, step["status"], step["started"], step["ended"], detail)
+                self._graph.add([node])
+                self._edge(self._id(at[step["offset"]]), path, "begins")
+
+    def _add_start(self) -> None:
+        run, first = self._run, self._id(1)
+        if run["origin_run_id"] is not None:
+            self._edge(node_id("decision", run["origin_run_id"], run["origin_seq"]), first, "fork")
+        if run["parent_run_id"] is None and run["request_id"]:
+            request = node_id("request", run["request_id"])
+            self._graph.add([Node(request, "request", run["request_id"], None, None, run["started"])])
+            self._edge(request, first, "StartRun")
+        if run["ended"] is not None:
+            whole = node_id("run", self.run_id)
+            self._graph.add([Node(whole, "run", run["workflow"], self.run_id, run["status"], run["started"], run["ended"])])
+            self._edge(self._id(run["seq"]), whole, "ends")
+
+    def _add_cause(self, row: dict[str, Any], asked: dict[str, tuple[int, str]]) -> None:
+        """Add what a decision's input answers. Of an answer to a call that nobody asked for, the call is all that is known."""
+        decision, cause = self._id(row["seq"]), row["cause"]
+        seq, effect = asked.get(cause, (0, ""))
+        if row["input"] == "TimerFired":  # an attempt's time limit has the call's id
+            if seq:
+                self._edge(self._id(seq), decision, "time is over" if effect in _CALLS else "timer")
+        elif row["input"].startswith("ChildRun"):
+            self._edge(node_id("run", run_id_of(cause)), decision, row["input"])
+        else:
+            self._edge(node_id("call", cause), decision, row["input"])
+
+    def _add_people(self, at: dict[int, int]) -> None:
+        """Add what led to answers of people, and what signals led to later. `at`: decisions by offset."""
+        asked = {row["step"]: at[row["offset"]] for row in self._asked if row["offset"] in at}
+        for row in self._decisions:
+            seq = asked.get(row["step"] or "", 0)
+            if row["input"] == ApprovalAnswered.__name__ and 0 < seq < row["seq"]:
+                self._edge(self._id(seq), self._id(row["seq"]), ApprovalRequested.__name__)
+        for signal in self._taken:
+            takers = [
+                row["seq"]
+                for row in self._decisions
+                if row["decided"] == signal["taken"] and SignalTaken.__name__ in row["effects"] and row["seq"] > signal["seq"]
+            ]
+            if len(takers) == 1:
+                self._edge(self._id(signal["seq"]), self._id(takers[0]), "SignalTaken")
+
+    def _decision(self, row: dict[str, Any]) -> Node:
+        name = " ".join(filter(None, (row["input"], row["step"]))) + (f" by {row['by']}" if row["by"] else "")
+        detail = {"effects": list(row["effects"])} | ({"ignored": row["ignored"]} if row["ignored"] else {})
+        return Node(self._id(row["seq"]), "decision", name, self.run_id, None, row["decided"], None, detail)
+
+    def _call(self, call: dict[str, Any]) -> Node:
+        shown = ("kind", "model", "tool", "tool_version", "attempt", "latency_ms", "cost_usd", "failure_kind", "failure_message")
+        detail = {name: call[name] for name in (*shown, "step") if call[name] is not None}
+        name = f"{call['model'] or call['tool']} for {call['step']}"
+        return Node(
+            node_id("call", call["call_id"]), "call", name, self.run_id, call["outcome"], call["requested"], call["ended"], detail
+        )
+
+    def _id(self, seq: int) -> str:
+        return node_id("decision", self.run_id, seq)
+
+    def _edge(self, source: str, target: str, into: str) -> None:
+        self._graph.add(edges=[Edge(source, target, CAUSES, "", into)])
