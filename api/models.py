@@ -5,15 +5,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from projections.as_json import payload, readable
+from api.access import payloads_shown
+from events.as_json import payload, readable
 
 
 def _utc(value: Any) -> Any:
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
+def _payload(value: Any) -> Any:
+    if value is not None and not payloads_shown.get():
+        return WITHHELD
+    return payload(value) if isinstance(value, str) else value
+
+
+WITHHELD = {"withheld": "only tokens of the role auditor see this"}
+"""What others see in a payload's place."""
 Time = Annotated[datetime, BeforeValidator(_utc)]
-Payload = Annotated[Any, BeforeValidator(lambda value: payload(value) if isinstance(value, str) else value)]
+Payload = Annotated[Any, BeforeValidator(_payload)]
+"""JSON that a workflow works with; only auditors see it."""
 Readable = Annotated[str | None, BeforeValidator(lambda value: readable(value) if isinstance(value, bytes) else value)]
 
 
@@ -24,19 +34,6 @@ class Answer(BaseModel):
     """Columns that an answer doesn't show are passed over."""
 
     model_config = ConfigDict(extra="ignore")
-
-
-class Problem(BaseModel):
-    """What is wrong (RFC 9457), and what to do about it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    hint: str
-    instance: str | None = None
 
 
 RunStatus = Literal["running", "paused", "closing", "completed", "failed", "cancelled"]
@@ -299,6 +296,14 @@ class DecisionPage(Answer):
     run_id: str
     decisions: list[Decision]
     next: int | None = None
+
+
+class StreamedDecision(Decision):
+    """A decision in a live stream, with its run's workflow and labels."""
+
+    run_id: str
+    workflow: str
+    labels: dict[str, str]
 
 
 class FullDecision(Decision):

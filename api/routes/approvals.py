@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api import models
+from api.times import Since, Until, ms_of
 from api.views import TheView, cursor, from_cursor
 from projections import approvals
 
@@ -16,12 +17,14 @@ def list_approvals(
     view: TheView,
     waiting: Annotated[bool | None, Query(description="`true`: only those that wait; `false`: only the others.")] = None,
     by: Annotated[str | None, Query(description="Only those that this person may answer.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")] = 50,
     cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
 ) -> models.ApprovalPage:
-    """List approvals of all runs, newest first."""
+    """List approvals of all runs, newest first. `since` and `until` are about when they were requested."""
     after = from_cursor(cursor_, int, str, str) if cursor_ else None
-    wanted = approvals.Filter(waiting, by, (after[0], after[1], after[2]) if after else None)
+    wanted = approvals.Filter(waiting, by, (after[0], after[1], after[2]) if after else None, ms_of(since), ms_of(until))
     found = approvals.newest(view.db, wanted, limit + 1)
     page = [models.ListedApproval(**row) for row in found[:limit]]
     more = None

@@ -14,7 +14,7 @@ from projections.projector import NotReadyError, Projector, Rebuild
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health")
+@router.get("/health", responses={503: {"model": models.Health, "description": "Nothing can be asked (yet)."}})
 def show_health(projector: TheProjector, response: Response) -> models.Health:
     """Say how things stand; 503 when nothing can be asked."""
     positions, asked = projector.positions, False

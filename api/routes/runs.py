@@ -3,19 +3,25 @@
 from datetime import UTC
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from api import models
+from api.access import AuditorsOnly
+from api.labels import Labels, pairs
 from api.problems import ProblemError
-from api.views import TheProjector, TheView, View, cursor, from_cursor
+from api.times import Since, Until, ms_of
+from api.views import MOST, TheProjector, TheView, TheViewBesideTheLog, View, cursor, from_cursor
 from events import ids
+from events.as_json import as_json
 from projections import approvals, calls, deadletters, decisions, runs, signals, specs, step_pages
-from projections.as_json import as_json
 from projections.log import decision_at
 
 router = APIRouter(tags=["runs"])
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")]
+After = Annotated[int, Query(ge=0, le=MOST, description="Only those behind this number: `next` of the page before.")]
+RunId = Annotated[str, Path(description="A run's id, or the beginning of it if that is the only one.", examples=["8f6a3a7e"])]
+Seq = Annotated[int, Path(ge=1, le=MOST, description="Number of the decision within its run: 1, 2, 3 …", examples=[1])]
 _SHOWN = 5
 """How many runs an ambiguous prefix names."""
 _STEPS, _CALLS, _MOST = 500, 1000, 100
@@ -33,15 +39,28 @@ def list_runs(  # noqa: PLR0913, PLR0917 - what can be asked for
     ] = None,
     parent: Annotated[str | None, Query(description="Only child runs of the run with this id.")] = None,
     origin: Annotated[str | None, Query(description="Only forks of the run with this id.")] = None,
-    label: Annotated[list[str] | None, Query(description="`key=value`; several must all be there.")] = None,
-    request_id: str | None = None,
+    label: Labels = None,
+    request_id: Annotated[str | None, Query(description="Only the run of the request with this id.")] = None,
+    text: Annotated[str | None, Query(description="Only runs whose id, or whose request's id, contains this.")] = None,
+    since: Since = None,
+    until: Until = None,
     limit: Limit = 50,
     cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
 ) -> models.RunPage:
-    """List runs, newest first."""
-    labels = tuple(_label(each) for each in label or ())
+    """List runs, newest first. `since` and `until` are about their start."""
     after = from_cursor(cursor_, int, str) if cursor_ else None
-    wanted = runs.Filter(workflow, status, request_id, labels, (after[0], after[1]) if after else None, parent, origin)
+    wanted = runs.Filter(
+        workflow,
+        status,
+        request_id,
+        pairs(label),
+        (after[0], after[1]) if after else None,
+        parent,
+        origin,
+        text,
+        ms_of(since),
+        ms_of(until),
+    )
     found = runs.newest(view.db, wanted, limit + 1)
     page = found[:limit]
     more = (
@@ -50,18 +69,10 @@ def list_runs(  # noqa: PLR0913, PLR0917 - what can be asked for
     return models.RunPage(runs=[models.RunSummary(**row) for row in page], next=more)
 
 
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        hint = "Write key=value, for example ?label=team=research."
-        raise ProblemError(400, "invalid-label", "A label has a key and a value", f"label={text}", hint)
-    return key, value
-
-
 @router.get("/runs/{run_id}")
-def show_run(view: TheView, run_id: str) -> models.Run:
+def show_run(view: TheView, run_id: RunId) -> models.Run:
     """Show a run with its steps and calls; a unique beginning of its id is enough."""
-    identity = _resolve(view, run_id)
+    identity = resolve(view, run_id)
     row = runs.one(view.db, identity)
     assert row is not None
     found, known = step_pages.of_run(view.db, identity, _STEPS)
@@ -92,14 +103,14 @@ def _waits(view: View, run_id: str) -> list[models.Wait]:
 @router.get("/runs/{run_id}/steps")
 def list_steps(
     view: TheView,
-    run_id: str,
+    run_id: RunId,
     below: Annotated[str | None, Query(description="Only this step and all within it: `many`, `many[3]`.")] = None,
-    status: models.StepStatus | None = None,
+    status: Annotated[models.StepStatus | None, Query(description="Only steps that stand like that.")] = None,
     limit: Limit = 200,
     cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
 ) -> models.StepPage:
     """List a run's steps, items and iterations in the order in which they began."""
-    identity = _resolve(view, run_id)
+    identity = resolve(view, run_id)
     after = from_cursor(cursor_, int, int) if cursor_ else None
     found = step_pages.page(view.db, identity, step_pages.Part(below, status, (after[0], after[1]) if after else None), limit + 1)
     more = cursor(found[limit - 1]["offset"], found[limit - 1]["position"]) if found[limit:] else None
@@ -107,35 +118,35 @@ def list_steps(
 
 
 @router.get("/runs/{run_id}/approvals")
-def list_run_approvals(view: TheView, run_id: str) -> models.RunApprovals:
+def list_run_approvals(view: TheView, run_id: RunId) -> models.RunApprovals:
     """List what a run asked people, in order, and what they answered."""
-    identity = _resolve(view, run_id)
+    identity = resolve(view, run_id)
     found = approvals.of_run(view.db, identity)
     return models.RunApprovals(run_id=identity, approvals=[models.Approval(**row) for row in found])
 
 
 @router.get("/runs/{run_id}/signals")
-def list_signals(view: TheView, run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 200) -> models.SignalPage:
+def list_signals(view: TheView, run_id: RunId, after: After = 0, limit: Limit = 200) -> models.SignalPage:
     """List the signals that a run took notice of, in order, and which steps took them."""
-    identity = _resolve(view, run_id)
+    identity = resolve(view, run_id)
     found = signals.of_run(view.db, identity, after, limit + 1)
     page = [models.Signal(**row) for row in found[:limit]]
     return models.SignalPage(run_id=identity, signals=page, next=page[-1].seq if found[limit:] else None)
 
 
 @router.get("/runs/{run_id}/decisions")
-def list_decisions(view: TheView, run_id: str, after: Annotated[int, Query(ge=0)] = 0, limit: Limit = 200) -> models.DecisionPage:
+def list_decisions(view: TheView, run_id: RunId, after: After = 0, limit: Limit = 200) -> models.DecisionPage:
     """List a run's decisions in order: where each stands in the log, and what kind it is."""
-    identity = _resolve(view, run_id)
+    identity = resolve(view, run_id)
     found = decisions.of_run(view.db, identity, after, limit + 1)
     page = [models.Decision(**row) for row in found[:limit]]
     return models.DecisionPage(run_id=identity, decisions=page, next=page[-1].seq if found[limit:] else None)
 
 
-@router.get("/runs/{run_id}/decisions/{seq}")
-def show_decision(view: TheView, projector: TheProjector, run_id: str, seq: int) -> models.FullDecision:
-    """Show a decision in full, as it stands in Kafka now; its hash is checked against the one that was accepted."""
-    identity = _resolve(view, run_id)
+@router.get("/runs/{run_id}/decisions/{seq}", dependencies=[AuditorsOnly])
+def show_decision(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId, seq: Seq) -> models.FullDecision:
+    """Show a decision in full, as it stands in Kafka now; its hash is checked against the one that was accepted. For auditors."""
+    identity = resolve(view, run_id)
     found = decisions.of_run(view.db, identity, seq - 1, 1)
     if not found or found[0]["seq"] != seq:
         row = runs.one(view.db, identity)
@@ -148,7 +159,9 @@ def show_decision(view: TheView, projector: TheProjector, run_id: str, seq: int)
 
 
 @router.get("/requests/{request_id:path}")
-def show_request(view: TheView, request_id: str) -> models.Request:
+def show_request(
+    view: TheView, request_id: Annotated[str, Path(description="The request's id, as it was sent.", examples=["order-17"])]
+) -> models.Request:
     """Say what became of a request: its run, or why it was refused."""
     run_id = ids.run_id(request_id)
     row = runs.one(view.db, run_id)
@@ -172,7 +185,7 @@ def show_request(view: TheView, request_id: str) -> models.Request:
     )
 
 
-def _resolve(view: View, prefix: str) -> str:
+def resolve(view: View, prefix: str) -> str:
     """Return the id of the run that a beginning of it names."""
     found = runs.by_prefix(view.db, prefix, _SHOWN + 1) if prefix else []
     if prefix in found or len(found) == 1:

@@ -1,22 +1,22 @@
 """The read API over HTTP, on real Kafka, with histories that the real core decided."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from served_api import histories, served, until, write
 
 from api.app import create
+from api.models import WITHHELD
+from api.tokens import Tokens
+from api.tokens import create as create_token
 from events import codec, ids, topics
 from events.decisions import DeadLetter
 from events.ids import chain_hash
@@ -25,44 +25,6 @@ from streams.envelope import Outgoing, envelope
 from streams.registry import publish
 from streams.settings import Settings
 from streams.workflow.state import StepStatus
-
-_SPEC = importlib.util.spec_from_file_location("projection_histories", Path(__file__).parents[1] / "projections" / "histories.py")
-assert _SPEC
-assert _SPEC.loader
-histories: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules["projection_histories"] = histories
-_SPEC.loader.exec_module(histories)
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Wait until a condition holds, and return what it said."""
-    deadline = time.monotonic() + seconds
-    while not (said := condition()):
-        assert time.monotonic() < deadline, "did not come about in time"
-        time.sleep(0.02)
-    return said
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[httpx.Client]:
-    """Serve the API in a thread, until its views hold all that is in Kafka."""
-    app = create(settings)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.api_port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started and (app.state.projector.caught_up.is_set() or app.state.projector.failure))
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}", trust_env=False) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def write(settings: Settings, log: Any, start: int = 0) -> None:
-    """Write a log's records, from number `start` on, to the topic `decisions`."""
-    records = log.records()[start:]
-    kafka.send(settings, [Outgoing(topics.DECISIONS, b"", each.value, [], each.partition) for each in records])
 
 
 @pytest.fixture
@@ -289,3 +251,96 @@ def test_without_kafka_it_says_so(tmp_path: Path, settings: Settings) -> None:
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_lists_are_narrowed_by_time_and_text(own: Settings) -> None:
+    """Given runs, `since`, `until` and `text` give those that they say, a time as text or as how long ago, and nothing else."""
+    log = histories.logs(31, 10, 0.0)
+    write(own, log)
+    kafka.send(own, [envelope(topics.DEADLETTER, "a", _letter("Order-1"), source="test", identity="x")])
+    with served(own) as client:
+        runs = client.get("/runs", params={"limit": 1000}).json()["runs"]
+        starts = sorted(run["started"] for run in runs)
+
+        def found(path: str = "/runs", **parameters: Any) -> list[Any]:
+            (entries,) = (each for each in client.get(path, params=parameters).json().values() if isinstance(each, list))
+            return entries
+
+        middle = starts[5]
+        assert {run["run_id"] for run in found(since=middle)} == {run["run_id"] for run in runs if run["started"] >= middle}
+        assert {run["run_id"] for run in found(until=middle)} == {run["run_id"] for run in runs if run["started"] < middle}
+        assert len(found(since=middle, until=middle)) == 0
+        assert (len(found(since="1d")), len(found(until="1d"))) == (0, len(runs))
+        assert [run["request_id"] for run in found(text="REQUEST 7")] == ["request 7"]
+        assert [run["run_id"] for run in found(text=runs[0]["run_id"][9:18])] == [runs[0]["run_id"]]
+        assert found(text="%") == []
+        assert [len(found("/deadletters", text=each)) for each in ("order-1", "order-2")] == [1, 0]
+        assert [len(found("/deadletters", **{each: "2023-11-15"})) for each in ("since", "until")] == [0, 1]
+        wrong = client.get("/approvals", params={"since": "yesterday"})
+        assert (wrong.status_code, wrong.json()["type"]) == (400, "urn:foldflow:invalid-time")
+
+
+def _letter(request: str) -> DeadLetter:
+    return DeadLetter("requests", 0, 0, 1_700_000_000_000, "invalid_input", "no", request, ids.run_id(request), None, b"x")
+
+
+def test_what_has_not_changed_is_not_sent_again(own: Settings) -> None:
+    """Given an ETag, the same question gets 304 until the views take something in; what depends on the clock has none."""
+    log = histories.logs(32, 6, 0.0)
+    write(own, log, 0, 4)
+    with served(own) as client:
+        first = client.get("/runs")
+        assert first.headers["ETag"].startswith('W/"')
+        same = client.get("/runs", headers={"If-None-Match": first.headers["ETag"]})
+        assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", first.headers["ETag"])
+        assert same.headers["Foldflow-Positions"] == first.headers["Foldflow-Positions"]
+        assert "ETag" not in client.get("/runs", params={"since": "7d"}).headers
+        write(own, log, 4)
+        until(lambda: client.get("/runs", headers={"If-None-Match": first.headers["ETag"]}).status_code == 200)
+
+
+def test_every_answer_says_how_fresh_it_is(own: Settings) -> None:
+    """Whatever is answered, problems too, bears lag and positions; each problem is one, whatever is wrong."""
+    write(own, histories.logs(33, 4, 0.0))
+    with served(own) as client:
+        for method, path, status in (
+            ("GET", "/runs", 200),
+            ("GET", "/health", 200),
+            ("GET", "/openapi.json", 200),
+            ("GET", "/nowhere", 404),
+            ("GET", "/runs/nothing", 404),
+            ("DELETE", "/runs", 405),
+            ("GET", "/runs?limit=x", 422),
+        ):
+            answer = client.request(method, path)
+            assert answer.status_code == status, path
+            assert answer.headers["Foldflow-Lag"] == "0", path
+            assert ":" in answer.headers["Foldflow-Positions"], path
+            if status >= 400:
+                assert answer.headers["content-type"] == "application/problem+json", path
+                assert answer.json()["hint"], path
+
+
+def test_readers_see_no_payloads(own: Settings, tmp_path: Path) -> None:
+    """Given tokens, a reader gets the same answers as an auditor, without payloads, and no records; others get nothing."""
+    write(own, histories.logs(34, 6, 0.0, histories.BOTH))
+    tokens = {role: create_token(tmp_path / "tokens", role, role) for role in ("reader", "auditor")}
+    with served(own, tokens=Tokens(tmp_path / "tokens")) as client:
+        assert client.get("/runs").status_code == 401
+        assert client.get("/health").status_code == 200
+
+        def asked(role: str, path: str) -> httpx.Response:
+            return client.get(path, headers={"Authorization": f"Bearer {tokens[role]}"})
+
+        run = asked("reader", "/runs").json()["runs"][0]["run_id"]
+        read, audited = (asked(role, f"/runs/{run}").json() for role in ("reader", "auditor"))
+        assert audited["input"]["n"] is not None
+        assert read["input"] == WITHHELD
+        shown = {step["step"] for step in audited["steps"] if step["output"] is not None}
+        assert shown
+        assert all(step["output"] == WITHHELD for step in read["steps"] if step["step"] in shown)
+        assert read | {"input": 0, "output": 0, "steps": 0} == audited | {"input": 0, "output": 0, "steps": 0}
+        assert asked("reader", "/runs").headers["ETag"] != asked("auditor", "/runs").headers["ETag"]
+        for path in (f"/runs/{run}/decisions/1", "/deadletters/requests/0/0"):
+            assert asked("reader", path).status_code == 403
+            assert asked("auditor", path).status_code in {200, 404}
