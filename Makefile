@@ -56,7 +56,7 @@ thorough: $(READY) ## Run the tests that take minutes: zombies, upgrades, three 
 
 lock: ## Resolve the dependencies anew into requirements.lock.
 	$(UV) pip compile -q --only-binary :all: --overrides infra/lock-overrides.txt --generate-hashes --python-version 3.11 \
-		--extra embedded --extra dev --no-annotate --custom-compile-command 'make lock' pyproject.toml -o requirements.lock
+		--extra embedded --extra dev --extra registry --no-annotate --custom-compile-command 'make lock' pyproject.toml -o requirements.lock
 
 clean: ## Remove .venv and caches (data in .foldflow stays).
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

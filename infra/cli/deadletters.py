@@ -313,8 +313,8 @@ _NEXT: Final = {
 
 
 def _as_json(entry: "Entry") -> dict[str, Any]:
+    from events.as_json import as_json  # noqa: PLC0415
     from infra.cli.letters import written  # noqa: PLC0415 - Kafka and Avro
-    from projections.as_json import as_json  # noqa: PLC0415
 
     letter = entry.letter
     return {
@@ -333,7 +333,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
 
 
 def _contents(letter: "DeadLetter") -> dict[str, Any]:
-    from projections.as_json import readable  # noqa: PLC0415
+    from events.as_json import readable  # noqa: PLC0415
 
     form, value = decoded(letter.value)
     headers = {name: readable(header) for name, header in letter.headers.items()}
@@ -343,8 +343,8 @@ def _contents(letter: "DeadLetter") -> dict[str, Any]:
 def decoded(value: bytes | None) -> tuple[str, Any]:
     """Return what form a value has (`none`, `json`, the name of an Avro type, or `bytes`), and it as JSON."""
     from events import codec  # noqa: PLC0415 - Avro
+    from events.as_json import as_json  # noqa: PLC0415
     from events.errors import NotDecodableError  # noqa: PLC0415
-    from projections.as_json import as_json  # noqa: PLC0415
     from streams.workflow.expressions import EvaluationError, from_json  # noqa: PLC0415
 
     if value is None:

@@ -12,11 +12,11 @@ from typing import Any, Final
 from confluent_kafka import Message
 
 from events import codec, topics
+from events.as_json import payload
 from events.decisions import DeadLetter, RunCancelled
 from events.errors import NotDecodableError
 from infra.cli.history import History
 from infra.cli.outcome import waiting
-from projections.as_json import payload
 from projections.calls import Calls
 from projections.entry import Entry
 from projections.runs import RunRow, Runs

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from events.as_json import as_json
 from events.calls import LlmCallRequested, ToolCallRequested
 from events.commands import ApprovalAnswered, Command, SignalReceived
 from events.decisions import (
@@ -43,7 +44,6 @@ from events.decisions import (
     UndoPlanned,
 )
 from infra.cli.terminal import clock
-from projections.as_json import as_json
 from streams.workflow.state import RunState, StepStatus
 
 Status = Literal["taken", "kept", "ignored", "refused", "over", "timeout"]

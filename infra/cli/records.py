@@ -9,12 +9,12 @@ from typing import Any, Final, Self
 from confluent_kafka import Message
 
 from events import codec, ids, topics
+from events.as_json import as_json, readable
 from events.commands import RunRequest
 from events.decisions import DeadLetterSettled, Decision
 from events.errors import NewerCodeError, NotDecodableError
 from events.ids import chain_hash
 from events.topics import Topic, partition_for
-from projections.as_json import as_json, readable
 from streams import kafka
 from streams.envelope import Incoming
 from streams.kafka import Cluster, TopicPartition

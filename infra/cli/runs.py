@@ -1,13 +1,16 @@
 """`foldflow runs` and `foldflow show`: ask the read API."""
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from infra.cli.terminal import console, fail, money, say
 from streams.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
 
 NOT_FOUND, UNREACHABLE = 2, 4
 _NOT_FOUND_STATUS = (404, 409)
@@ -90,6 +93,9 @@ def runs(
 def show(
     run: Annotated[str, typer.Argument(help="A run's id or the beginning of it, or a request's id.")],
     as_json: Json = False,
+    at: Annotated[
+        int, typer.Option("--at", metavar="SEQ", min=0, help="The run as this decision left it.", show_default=False)
+    ] = 0,
 ) -> None:
     """Show a run: its steps as a tree, what it waits for and the commands that answer, its calls; or why a request was refused.
 
@@ -101,8 +107,16 @@ def show(
 
         foldflow show order-17 --json
 
-    Exit codes: 0 shown, 1 shown and the run failed, was cancelled or refused, 2 there is none, 4 the API can't be reached.
+        foldflow show 8f6a3a7e --at 12                        as decision 12 left it; `foldflow replay` steps through
+
+    Exit codes: 0 shown, 1 shown and the run failed, was cancelled or refused, 2 there is none, 4 the API can't be reached (with
+    --at: Kafka).
     """
+    if at:
+        from infra.cli.replay import at_place, read_run, show_state  # noqa: PLC0415 - reads the topics themselves
+
+        show_state(at_place(read_run(None, run), str(at)), as_json=as_json)
+        return
     answer = ask(f"/runs/{quote(run, safe='')}", missing_ok=True)
     if answer["status"] == 404:  # noqa: PLR2004 - HTTP: no run's id begins like that, so it may be a request's
         asked = ask(f"/requests/{quote(run, safe='')}", missing_ok=True)
@@ -134,25 +148,35 @@ def _show_refused(request: dict[str, Any]) -> None:
     print("No run was started. Put that right and send the request again.")
 
 
+def authorization(settings: Settings) -> dict[str, str]:
+    """Return the header that shows the API who asks, if it wants to know."""
+    return {} if settings.api_token is None else {"Authorization": f"Bearer {settings.api_token.get_secret_value()}"}
+
+
 def ask(path: str, parameters: dict[str, Any] | None = None, *, missing_ok: bool = False) -> dict[str, Any]:
     """Return the API's answer; with `missing_ok` also a problem that says that there is none."""
-    import httpx  # noqa: PLC0415 - 0.1 s
-
-    settings = Settings()
-    address = f"http://{settings.api_host}:{settings.api_port}"
-    try:
-        response = httpx.get(address + path, params=parameters or {}, timeout=30, trust_env=False)
-    except httpx.HTTPError as error:
-        hint = "Start it with `foldflow up` or `foldflow api`, or set FOLDFLOW_API_HOST and FOLDFLOW_API_PORT."
-        fail(f"The API at {address} can't be reached ({error}). {hint}", UNREACHABLE)
+    response = get(path, parameters)
     try:
         answer: dict[str, Any] = response.json()
     except ValueError:
         fail(
-            f"{address} answers, but not as Foldflow's API: is FOLDFLOW_API_PORT right? (HTTP {response.status_code})",
+            f"{response.url} answers, but not as Foldflow's API: is FOLDFLOW_API_PORT right? (HTTP {response.status_code})",
             UNREACHABLE,
         )
     if response.is_success or (missing_ok and response.status_code in _NOT_FOUND_STATUS):
         return answer
     code = UNREACHABLE if response.is_server_error else NOT_FOUND
     return fail(f"{answer.get('title')}: {answer.get('detail')}\n{answer.get('hint')}", code)
+
+
+def get(path: str, parameters: dict[str, Any] | None = None) -> "httpx.Response":
+    """Return what the API answers, whatever it is; ends with an exit code if it can't be reached."""
+    import httpx  # noqa: PLC0415 - 0.1 s
+
+    settings = Settings()
+    address = f"http://{settings.api_host}:{settings.api_port}"
+    try:
+        return httpx.get(address + path, params=parameters or {}, headers=authorization(settings), timeout=30, trust_env=False)
+    except httpx.HTTPError as error:
+        hint = "Start it with `foldflow up` or `foldflow api`, or set FOLDFLOW_API_HOST and FOLDFLOW_API_PORT."
+        return fail(f"The API at {address} can't be reached ({error}). {hint}", UNREACHABLE)

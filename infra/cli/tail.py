@@ -53,7 +53,7 @@ def tail(
 
     settings = quiet(Settings())
     try:
-        with Tail(settings, kafka.connect(settings, timeout_s=_CONNECT_S), _chosen(settings, topics or []), run) as source:
+        with Tail(settings, kafka.connect(settings, timeout_s=_CONNECT_S), chosen(settings, topics or []), run) as source:
             write = _as_json if as_json else _for_people(whole=whole)
             for shown in source.stored(None if beginning or run else last):
                 write(shown)
@@ -69,7 +69,7 @@ def tail(
         raise typer.Exit(0) from None
 
 
-def _chosen(settings: Settings, names: list[str]) -> list[str]:
+def chosen(settings: Settings, names: list[str]) -> list[str]:
     """Return our names of the topics that were asked for."""
     import difflib  # noqa: PLC0415
 

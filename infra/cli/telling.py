@@ -62,7 +62,7 @@ def tell(run: str, said: "Command | Callable[[Line], Command]", wait: bool, time
 
 
 def _sent(run_id: str, command: "Command", place: tuple[int, int], *, as_json: bool) -> None:
-    from projections.as_json import as_json as event_json  # noqa: PLC0415
+    from events.as_json import as_json as event_json  # noqa: PLC0415
 
     found = {"run_id": run_id, "command": event_json(command), "outcome": "sent", "partition": place[0], "offset": place[1]}
     print(json.dumps(found, ensure_ascii=False) if as_json else "Sent.")

@@ -231,10 +231,12 @@ def test_a_version_that_is_not_kept_is_not_read(monkeypatch: pytest.MonkeyPatch,
     rng = random.Random(1)  # noqa: S311 - test data
     value = _written(schema, _datum(schema, named(schema), rng))
     monkeypatch.setattr("events.catalog.resources.files", lambda package: tmp_path / package)
-    catalog.writer_schema.cache_clear()
+    catalog.schema.cache_clear()
+    catalog.parsed.cache_clear()
     try:
         assert codec.kind_of(value) is None
     finally:
         monkeypatch.undo()
-        catalog.writer_schema.cache_clear()
+        catalog.schema.cache_clear()
+        catalog.parsed.cache_clear()
     assert codec.kind_of(value) is KINDS["Decision"]

@@ -57,7 +57,7 @@ def test_a_run_s_history_is_decided_again_as_it_was(stack: Settings, tmp_path: P
     found = replay(file).then_the_same()
     assert (found.run_id, found.decisions) == (json.loads(ran.stdout.splitlines()[-1])["run_id"], 2)
     assert json.loads(file.read_text())["payloads"]
-    assert foldflow("replay", str(file)).returncode == 0
+    assert foldflow("verify", "--file", str(file)).returncode == 0
     assert json.loads(foldflow("history", found.run_id).stdout) == json.loads(file.read_text())
     missing = foldflow("history", "no such run")
     assert missing.returncode == 2, missing.stderr

@@ -43,7 +43,7 @@ from streams.workflow.spec import WorkflowSpec
 from streams.workflow.state import INITIAL, RunEvent, RunState
 
 PARTITIONS = 3
-TOPIC_IDS = {"decisions": b"d" * 16, "deadletter": b"l" * 16, "specs": b"s" * 16}
+TOPIC_IDS = {"decisions": b"d" * 16, "deadletter": b"l" * 16, "specs": b"s" * 16, "workers": b"w" * 16}
 INBOX_ID = b"i" * 16
 RETRY = {"attempts": 2, "initial": "10ms"}
 SPEC = WorkflowSpec.model_validate(

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from events import codec, ids, topics
+from events.as_json import payload
 from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
 from events.topics import MAX_VALUE_BYTES
@@ -14,7 +15,6 @@ from infra.cli import deadletters, letters
 from infra.cli.letters import Entry, NotRedrivableError
 from infra.cli.main import command_line
 from infra.cli.terminal import clock
-from projections.as_json import payload
 from streams.envelope import CUT, REDRIVEN_FROM, Incoming, dead_letter, redriven_from
 from streams.processors.intake import Intake
 from streams.settings import Settings

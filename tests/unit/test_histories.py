@@ -96,7 +96,7 @@ def foldflow(*arguments: str) -> Result:
 
 def test_the_command_says_that_all_is_the_same() -> None:
     """A folder's histories, each with a line."""
-    result = foldflow("replay", str(FOLDER))
+    result = foldflow("verify", "--file", str(FOLDER))
     assert result.exit_code == 0, result.output
     assert result.output.count("decisions come out as recorded") == len(HISTORIES)
 
@@ -109,10 +109,10 @@ def test_the_command_says_where_a_run_would_go_another_way(tmp_path: Path) -> No
     next(step for step in data["steps"] if step["name"] == "release")["approval"]["message"] = "Out with it?"
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps(data | {"steps": {step.pop("name"): step for step in data["steps"]}}))
-    result = foldflow("replay", str(MARKET), "--spec", str(other))
+    result = foldflow("backtest", "--file", str(MARKET), "--spec", str(other))
     assert result.exit_code == 1, result.output
     assert "comes out differently: effects[1].message: recorded is" in result.output
-    (found,) = json.loads(foldflow("replay", str(MARKET), "--spec", str(other), "--json").output)
+    (found,) = json.loads(foldflow("backtest", "--file", str(MARKET), "--spec", str(other), "--json").output)
     assert (found["same"], found["difference"]["field"]) == (False, "effects[1].message")
     assert "Out with it?" in found["difference"]["problem"]
 
@@ -120,5 +120,6 @@ def test_the_command_says_where_a_run_would_go_another_way(tmp_path: Path) -> No
 def test_the_command_refuses_what_it_can_t_use(tmp_path: Path) -> None:
     """Exit code 2 for a file that is no history, a folder without one, a wrong definition."""
     (tmp_path / "x.json").write_text("no")
-    for arguments in ((str(tmp_path / "x.json"),), (str(Path(__file__).parent),), (str(MARKET), "--spec", "no.yaml")):
-        assert foldflow("replay", *arguments).exit_code == 2, arguments
+    for file in (tmp_path / "x.json", Path(__file__).parent):
+        assert foldflow("verify", "--file", str(file)).exit_code == 2, file
+    assert foldflow("backtest", "--file", str(MARKET), "--spec", "no.yaml").exit_code == 2

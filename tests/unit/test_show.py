@@ -13,12 +13,12 @@ from api import models
 from api.routes.runs import list_runs, show_run
 from api.views import View
 from events import codec
+from events.as_json import as_json
 from events.commands import ApprovalAnswered, CancelRun, Origin, Parent, PauseRun, ResumeRun
 from events.decisions import Effect
 from events.failure import Failure
 from events.results import LlmCallCompleted, Usage
 from infra.cli import shown, tail, tree
-from projections.as_json import as_json
 from projections.ledger import Record
 from projections.views import Batch, Views
 from streams.workflow.expressions import to_json
