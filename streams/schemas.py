@@ -130,7 +130,7 @@ def _registry_ids(header: bytes | None) -> tuple[int, ...]:
 
 def published(settings: Settings, patience_s: float = 0.0) -> dict[int, str]:
     """Return the names of all types whose schemas are published now, by id. Raises KafkaUnreachableError."""
-    return _read(settings, patience_s).refresh()
+    return dict(_read(settings, patience_s).names)
 
 
 def _read(settings: Settings, patience_s: float) -> Schemas:

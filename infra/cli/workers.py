@@ -17,7 +17,7 @@ from events.errors import NotDecodableError
 from events.topics import Topic
 from events.workers import SILENT_AFTER_MS, CircuitReported, WorkerReported
 from infra.cli.terminal import clock, console, fail, quiet, say, took
-from streams import kafka
+from streams import commits, kafka
 from streams.processors.orchestrator import GROUP
 from streams.settings import Settings
 
@@ -188,7 +188,7 @@ def _offsets(admin: AdminClient, places: list[TopicPartition], spec: OffsetSpec)
 def done_ahead(metadata: str | None) -> int:
     """Return how many calls behind the committed offset are done already (decision record 005)."""
     try:
-        return sum(byte.bit_count() for byte in base64.b64decode(metadata or "", validate=True))
+        return sum(byte.bit_count() for byte in base64.b64decode(commits.covered(metadata or "")[1], validate=True))
     except binascii.Error:
         return 0
 
