@@ -38,6 +38,7 @@ READY_SECONDS = 120.0  # from its start until a process must be ready; a cold di
 POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 10.0  # the supervisor holds the lock for the moment in which it starts a process again
 SUPERVISOR_SECONDS = 90.0  # until a supervisor has ended: one in the foreground stops everything first, Kafka last
+_PORT_FREED_S = 3.0  # until a port is free that nobody listens at any more
 LEAST_FREE_BYTES = 1 << 30
 LOG_BYTES_KEPT = 10 << 20
 LINE_CHARACTERS = 300  # of a log's line that is told; Kafka writes some of thousands
@@ -285,13 +286,24 @@ def _check_disk(folder: Path) -> None:
 
 def _check_ports(service: Service) -> None:
     for port in service.ports:
-        with socket.socket() as probe:
-            # As the servers themselves do: a connection that is just closing doesn't hold the port.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((port.host, port.number))
-            except OSError as error:
-                holder = listener(port.host, port.number)
-                by = f"process {holder.pid} ({holder.name()})" if holder is not None else "another process"
-                message = f"Port {port.number}, which {service.name} needs, is taken by {by}."
-                raise EmbeddedError(f"{message} Stop that, or set {port.setting} to another port.") from error
+        deadline = time.monotonic() + _PORT_FREED_S
+        while (error := _taken(port.host, port.number)) is not None:
+            holder = listener(port.host, port.number)
+            # Who was killed a moment ago is still giving up what it had, and is nobody that listens.
+            if holder is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            by = f"process {holder.pid} ({holder.name()})" if holder is not None else "another process"
+            message = f"Port {port.number}, which {service.name} needs, is taken by {by}."
+            raise EmbeddedError(f"{message} Stop that, or set {port.setting} to another port.") from error
+
+
+def _taken(host: str, port: int) -> OSError | None:
+    with socket.socket() as probe:
+        # As the servers themselves do: a connection that is just closing doesn't hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None

@@ -371,7 +371,9 @@ class Worker:
             self._committed[each.partition] = (start, done)
         self._look_back(starts, covered)
         topic = kafka.name(self.settings, self.topic)
-        consumer.incremental_assign([TopicPartition(topic, partition, start) for partition, start in starts.items()])
+        places = [TopicPartition(topic, partition, start) for partition, start in starts.items()]
+        consumer.incremental_assign(places)
+        consumer.resume(places)  # one that was paused when it was lost would stay so
         self.ready.set()
 
     def _look_back(self, starts: dict[int, int], covered: dict[int, int | None]) -> None:

@@ -84,9 +84,9 @@ def installation(broker: Settings, tmp_path: Path) -> Iterator[Installation]:
     found.end()
 
 
-def ask(installation: Installation, spec: WorkflowSpec, runs: int) -> set[str]:
+def ask(installation: Installation, spec: WorkflowSpec, runs: int, begin: int = 0) -> set[str]:
     """Request runs and return their ids."""
-    names = [f"{spec.name}-{number}" for number in range(runs)]
+    names = [f"{spec.name}-{number}" for number in range(begin, begin + runs)]
     values = [WorkflowRequest(spec.name, json.dumps({"i": number}), name) for number, name in enumerate(names)]
     records = [
         envelope(topics.REQUESTS, name, value, source="test", identity=name) for name, value in zip(names, values, strict=True)
@@ -289,6 +289,11 @@ def test_a_tool_worker_that_wakes_makes_no_call_that_another_one_has_by_now(inst
     note(installation, "tool", "T1", stopped)
     until(lambda: completed(history, "one") == len(runs), 120, installation.logs)
     assert len(installation.calls()) == len(runs), "each call is made once"
+    until(lambda: installation.shared("tool.calls", "T1", "T2"), 60, installation.logs)
+    runs |= ask(installation, SLOW, 60, begin=60)
+    until(lambda: completed(history, "one") == len(runs), 120, installation.logs)
+    assert {call["pid"] for call in installation.calls()} == {zombie.pid, other.pid}, "it works again"
+    assert len(installation.calls()) == len(runs)
     installation.send(signals(runs, "end"))
     until(lambda: history.read().ended >= runs, 120, installation.logs)
     agree(installation, runs, history.check(runs), tmp_path)

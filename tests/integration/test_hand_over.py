@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,23 @@ def test_a_worker_that_slept_takes_nothing_before_the_group_confirms_it(
         until(lambda: "after" in results(few), 20)
         assert_all_acknowledged(few, topics.TOOL_CALLS)
     assert calls(tmp_path) == Counter(["before", "after"])
+
+
+def test_a_partition_that_was_lost_in_doubt_is_worked_on_when_it_comes_back(
+    few: Settings, slow: ToolCalls, tmp_path: Path
+) -> None:
+    """Paused while the group was asked, then given to another worker and back: it is read again."""
+    with working(few, topics.TOOL_CALLS, slow) as first:
+        before = set(first.partitions)
+        topic = kafka.name(few, topics.TOOL_CALLS)
+        first.consumer.pause([TopicPartition(topic, partition) for partition in before])
+        with working(few, topics.TOOL_CALLS, slow):
+            until(lambda: len(first.partitions) == 1, 30)
+            (gone,) = before - set(first.partitions)
+        until(lambda: set(first.partitions) == before, 30)
+        call = tool_call("one", "slow", folder=str(tmp_path), call="one", seconds="0")
+        kafka.send(few, [replace(call, partition=gone)])
+        until(lambda: "one" in results(few), 20)
 
 
 class Group:

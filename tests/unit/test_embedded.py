@@ -1,4 +1,5 @@
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infra.embedded import console, jars, kafka
+from infra.embedded import console, jars, kafka, supervisor
 from infra.embedded.errors import EmbeddedError
 from infra.embedded.keeper import Keeper, Patience
 from infra.embedded.processes import Started, State, created, last_lines, read_state, stop_in_order, write_state
@@ -209,3 +210,21 @@ def test_an_unknown_console_tool_is_refused_with_the_known_ones() -> None:
 def test_a_cluster_id_is_never_taken_for_an_option() -> None:
     """One random id in 64 would begin with a dash, and the storage tool would refuse it."""
     assert not any(kafka.cluster_id().startswith("-") for _ in range(1000))
+
+
+def test_the_port_of_who_was_just_killed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is on its way out may hold its port for a moment: that is no reason to refuse to start."""
+    monkeypatch.setattr(supervisor, "listener", lambda *_: None)
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.listen()
+    settings = Settings(api_host="127.0.0.1", api_port=held.getsockname()[1], data_dir=tmp_path)
+    (api,) = services(settings, frozenset({"api"}), lambda *_: None)
+    threading.Timer(0.3, held.close).start()
+    supervisor._check_ports(api)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", settings.api_port))
+        other.listen()
+        monkeypatch.setattr(supervisor, "_PORT_FREED_S", 0.2)
+        with pytest.raises(EmbeddedError, match="is taken by another process"):
+            supervisor._check_ports(api)
