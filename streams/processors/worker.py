@@ -183,16 +183,16 @@ class Worker:
             self.consumer.pause(places)
             for each in places:
                 self.consumer.seek(each)
-        if self._doubtful and self._confirmed(topic):
+        if self._doubtful and self._confirmed():
             self.consumer.resume([TopicPartition(topic, partition) for partition in self._doubtful])
             self._doubtful.clear()
         return asleep
 
-    def _confirmed(self, topic: str) -> bool:
+    def _confirmed(self) -> bool:
         try:
             commits.commit(self.consumer, self._places(self._doubtful), 0)
         except KafkaException as error:
-            log.info("worker.not_confirmed", topic=topic, error=str(error))
+            log.info("worker.not_confirmed", topic=self.topic.name, error=str(error))
             return False
         return True
 

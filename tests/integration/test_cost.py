@@ -1,54 +1,19 @@
 """What runs cost, over HTTP and at the command line, on real Kafka, with histories that the real core decided."""
 
-import importlib.util
 import json
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
+from served_api import histories, served
 from typer.testing import CliRunner, Result
 
-from api.app import create
 from events import topics
 from infra.cli.main import command_line
 from streams import kafka
 from streams.envelope import Outgoing
 from streams.registry import publish
 from streams.settings import Settings
-
-_SPEC = importlib.util.spec_from_file_location("projection_histories", Path(__file__).parents[1] / "projections" / "histories.py")
-assert _SPEC
-assert _SPEC.loader
-histories: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules["projection_histories"] = histories
-_SPEC.loader.exec_module(histories)
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[httpx.Client]:
-    """Serve the API in a thread, until its views hold all that is in Kafka."""
-    app = create(settings)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.api_port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while not (server.started and app.state.projector.caught_up.is_set()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}", trust_env=False) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def cost(monkeypatch: pytest.MonkeyPatch, settings: Settings, *arguments: str) -> Result:

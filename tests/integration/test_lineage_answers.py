@@ -2,19 +2,13 @@
 
 import json
 import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
+from served_api import served
 from typer.testing import CliRunner
 
-from api.app import create
 from events import topics
 from infra.cli.main import command_line
 from streams import kafka
@@ -24,25 +18,6 @@ from streams.settings import Settings
 from streams.testing.histories import Recorded, read
 
 HISTORY = Path(__file__).parents[1] / "histories" / "market_analysis-1.json"
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[httpx.Client]:
-    """Serve the API in a thread, until its views hold all that is in Kafka."""
-    app = create(settings)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.api_port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 30
-    try:
-        while not (server.started and app.state.projector.caught_up.is_set()):
-            assert time.monotonic() < deadline, app.state.projector.failure
-            time.sleep(0.02)
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}", trust_env=False) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture

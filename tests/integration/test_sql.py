@@ -1,54 +1,21 @@
 """`foldflow sql`: real views of decisions on real Kafka, asked through the API, at a prompt, and in their file."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import uvicorn
+from served_api import histories, served
 
-from api.app import create
 from events import topics
 from infra.cli.sql_prompt import Prompt
 from streams import kafka as clients
 from streams.envelope import Outgoing
 from streams.settings import Settings
-
-_SPEC = importlib.util.spec_from_file_location("projection_histories", Path(__file__).parents[1] / "projections" / "histories.py")
-assert _SPEC
-assert _SPEC.loader
-histories: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules["projection_histories"] = histories
-_SPEC.loader.exec_module(histories)
-
-
-@contextmanager
-def served(settings: Settings) -> Iterator[httpx.Client]:
-    """Serve the API in a thread, once its views hold all that is in Kafka."""
-    app = create(settings)
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", settings.api_port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert app.state.projector.caught_up.wait(30)
-        while not server.started:
-            time.sleep(0.01)
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}", trust_env=False, timeout=30) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -76,6 +43,7 @@ def test_a_question_is_answered_live_and_afterwards_from_the_file(own: Settings)
     """Given an API on decisions in Kafka; when asked as JSON, CSV and a table; then all say the same, as its file does later."""
     question = "SELECT workflow, count(*) AS runs FROM runs GROUP BY 1 ORDER BY 1"
     with served(own) as client:
+        client.timeout = 30  # a question may take that long
         asked = client.get("/sql", params={"query": question}).raise_for_status()
         rows = [json.loads(line) for line in asked.text.splitlines()]
         assert sum(row["runs"] for row in rows) >= 8
@@ -98,6 +66,7 @@ def test_a_question_is_answered_live_and_afterwards_from_the_file(own: Settings)
 def test_what_is_refused_or_wrong_is_a_problem_with_a_hint(own: Settings) -> None:
     """Given an API; when it is asked to change, to read files, or for what isn't there; then it says why not, and goes on."""
     with served(own) as client:
+        client.timeout = 30  # a question may take that long
         for query, status, kind in (
             ("DELETE FROM runs", 422, "sql-refused"),
             ("SELECT * FROM read_text('/etc/passwd')", 422, "sql-refused"),
@@ -115,6 +84,7 @@ def test_what_is_refused_or_wrong_is_a_problem_with_a_hint(own: Settings) -> Non
 def test_large_answers_stream_and_nobody_waits_for_a_slow_reader(own: Settings) -> None:
     """Given somebody who reads a large answer slowly; when others ask and the API stops; then neither waits for them."""
     with served(own) as client:
+        client.timeout = 30  # a question may take that long
         query = "SELECT i, hash(i) AS h FROM range(200000) t(i)"
         with client.stream("GET", "/sql", params={"query": query, "limit": 200_000}) as slow:
             lines = slow.iter_lines()
