@@ -1,7 +1,7 @@
 """The composition root of the processors: one Faust app for each role, with its agents or its service.
 
-Faust gives the worker, its life cycle and its agents. The three hot processors are services of the app: a blocking loop in a
-thread, whose end by an error ends the process, so that whoever supervises it starts it anew and it takes over from the log.
+Faust gives the worker, its life cycle and its agents. The hot processors are services of the app: a blocking loop in a thread,
+whose end by an error ends the process, so that whoever supervises it starts it anew and it takes over from the log.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import faust
 import faust.app.base
@@ -23,7 +23,7 @@ from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import kafka, schemas
-from streams.processors import deadletter, intake, mirror
+from streams.processors import deadletter, intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
 from streams.processors.reports import Condition, Reporter
@@ -66,9 +66,9 @@ class LoopApp(faust.App):
 
 def build(role: str, settings: Settings) -> faust.App:
     """Return the app of a role; nothing is connected yet."""
-    agents = any(processor.role == role and processor.agent for processor in TOPOLOGY)
+    agents = [processor.name for processor in TOPOLOGY if processor.role == role and processor.agent]
     app = (faust.App if agents else LoopApp)(
-        f"{settings.topic_prefix}{role}",
+        f"{settings.topic_prefix}{agents[0] if agents else role}",  # the agents' consumer group; a loop has its own
         broker=[f"kafka://{address}" for address in settings.bootstrap_servers.split(",")],
         store="memory://",
         datadir=settings.data_dir / "faust",  # it makes an empty folder, whatever is kept there
@@ -91,7 +91,7 @@ def build(role: str, settings: Settings) -> faust.App:
 
 
 def _intake(app: faust.App, settings: Settings, reporter: Reporter) -> None:
-    def prepare() -> tuple[intake.Intake, Callable[[], None], Any]:
+    def prepare() -> tuple[intake.Intake, SpecRegistry]:
         from streams.workflow import definition  # noqa: PLC0415 - YAML is read by this role only
 
         cluster = kafka.connect(settings)
@@ -100,13 +100,15 @@ def _intake(app: faust.App, settings: Settings, reporter: Reporter) -> None:
             log.info("intake.registered", workflow=spec.name, digest=spec.digest)
         registry = SpecRegistry(settings)
         registry.refresh()
-        judge = intake.Intake(registry, cluster.ids[topics.REQUESTS.name])
-        _say_ready(settings, reporter)
-        return judge, registry.drain, kafka.producer(settings)
+        return intake.Intake(registry, cluster.ids[topics.REQUESTS.name]), registry
 
-    progress = intake.attach(app, settings, prepare)
+    def make() -> Loop:
+        loop = intake_loop.IntakeLoop(settings, prepare)
+        reporter.look = lambda: Condition(partitions=loop.partitions)
+        return loop
+
     deadletter.attach(app, settings)
-    _guard(app, Watchdog(settings, topics.REQUESTS, "intake", progress, app.loop))
+    _serve(app, settings, reporter, topics.REQUESTS, make)
 
 
 def _orchestrator(app: faust.App, settings: Settings, reporter: Reporter) -> None:
@@ -171,21 +173,6 @@ def _watch(reporter: Reporter, worker: Worker, calls: Calls, concurrency: int) -
     calls.breakers.on_change = reporter.changed
 
 
-def _guard(app: faust.App, watchdog: Watchdog) -> None:
-    """Let a watchdog watch as long as the app goes on."""
-
-    class GuardService(mode.Service):
-        """Starts and stops the watchdog."""
-
-        async def on_start(self) -> None:
-            watchdog.start()
-
-        async def on_stop(self) -> None:
-            watchdog.stop()
-
-    app.service(GuardService)
-
-
 def _report(app: faust.App, reporter: Reporter) -> None:
     """End the reports with the app. Services stop in reverse order, so what is added before the others ends after them."""
 
@@ -221,7 +208,7 @@ def _serve(
     close: Callable[[], Awaitable[None]] = _nothing,
 ) -> None:
     """Add a processor's loop to the app, as a service; `close` is awaited when it has ended. `source`: what it reads."""
-    group = {topics.INBOX: GROUP, topics.DECISIONS: mirror.GROUP}.get(source, source.name)
+    group = {topics.REQUESTS: intake_loop.GROUP, topics.INBOX: GROUP, topics.DECISIONS: mirror.GROUP}.get(source, source.name)
 
     class LoopService(mode.Service):
         """Runs the loop in a thread; when it ends by an error, so does the app."""

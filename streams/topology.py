@@ -33,7 +33,7 @@ class Processor:
 
 
 TOPOLOGY: Final = (
-    Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS, WORKERS), views=(SPECS,), agent=True),
+    Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS, WORKERS), views=(SPECS,)),
     Processor("deadletter", "intake", DEADLETTER, (), agent=True),
     Processor(
         "orchestrator",

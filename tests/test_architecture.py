@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("events", "streams", "tools", "projections", "api", "infra")
 
 HOMES = {
-    "faust": ("streams.app", "streams.processors.intake", "streams.processors.deadletter"),
+    "faust": ("streams.app", "streams.processors.deadletter"),
     "mode": ("streams.app",),
     "litellm": ("streams.processors.llm_*",),
     "fastapi": ("api", "api.*", "infra.gateway.*"),
@@ -26,9 +26,10 @@ HOMES = {
     "duckdb": ("projections.*", "tools.builtin.*"),
     "confluent_kafka": (
         *("streams.kafka", "streams.commits", "streams.registry", "streams.schema_registry", "streams.processors.mirror"),
-        *("streams.processors.orchestrator", "streams.processors.worker"),
-        *("infra.cli.*", "infra.embedded.*"),
+        *("streams.processors.intake_loop", "streams.processors.orchestrator", "streams.processors.worker"),
+        *("infra.cli.*", "infra.embedded.*", "infra.openlineage.ledger"),
     ),
+    "openlineage": ("projections.openlineage*",),
     "avro": ("projections.registry",),
     "fastavro": ("events.codec", "events.catalog"),
     "obstore": ("streams.payloads",),

@@ -18,6 +18,7 @@ from events.topics import Topic
 from events.workers import SILENT_AFTER_MS, CircuitReported, WorkerReported
 from infra.cli.terminal import clock, console, fail, quiet, say, took
 from streams import commits, kafka
+from streams.processors.intake_loop import GROUP as INTAKE
 from streams.processors.orchestrator import GROUP
 from streams.settings import Settings
 
@@ -32,7 +33,7 @@ _CALM_MS: Final = 2_000
 """What waits for less than this is under way, not behind."""
 
 _QUEUES: Final[tuple[tuple[Topic, str, str], ...]] = (
-    (topics.REQUESTS, "intake", "intake"),
+    (topics.REQUESTS, INTAKE, "intake"),
     (topics.INBOX, GROUP, "orchestrator"),
     (topics.LLM_CALLS, topics.LLM_CALLS.name, "llm"),
     (topics.TOOL_CALLS, topics.TOOL_CALLS.name, "tool"),

@@ -9,7 +9,7 @@ import structlog
 from events import codec, topics
 from events.decisions import DeadLetter, DeadLetterSettled
 from events.errors import NotDecodableError
-from streams import kafka
+from streams import header_names, kafka
 from streams.settings import Settings
 
 log = structlog.get_logger()
@@ -17,6 +17,7 @@ log = structlog.get_logger()
 
 def attach(app: faust.App, settings: Settings) -> None:
     """Add the agent that logs each dead letter and counts them by reason."""
+    header_names.accept_any()
     source = app.topic(kafka.name(settings, topics.DEADLETTER), key_serializer="raw", value_serializer="raw", value_type=bytes)
     counts: Counter[str] = Counter()
 

@@ -39,7 +39,7 @@ START_S = 300.0
 ROLES = ("intake", "orchestrator", "tool", "llm", "api")
 GROUPS = (
     ("intake", topics.REQUESTS),
-    ("intake", topics.DEADLETTER),
+    ("deadletter", topics.DEADLETTER),
     ("orchestrator", topics.INBOX),
     ("tool.calls", topics.TOOL_CALLS),
     ("llm.calls", topics.LLM_CALLS),

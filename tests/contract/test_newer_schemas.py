@@ -8,7 +8,6 @@ of it and lose nothing; where nobody has, it is somebody's garbage, and what bec
 import asyncio
 import copy
 import io
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +43,7 @@ from streams import kafka
 from streams.envelope import Incoming, Outgoing
 from streams.kafka import Cluster
 from streams.payloads import PayloadStoreError
-from streams.processors import intake
+from streams.processors import intake_loop
 from streams.processors.cancellations import Cancellations
 from streams.processors.intake import Intake
 from streams.processors.llm_worker import LlmCalls
@@ -148,9 +147,9 @@ REQUESTS = {
 }
 
 
-def judged(value: bytes, *, published: bool, judge: Any = None, look: Callable[[], None] = lambda: None) -> list[Outgoing]:
+def judged(value: bytes, *, published: bool, judge: Any = None) -> list[Outgoing]:
     judge = judge or Intake(Registry(), b"r" * 16)
-    return asyncio.run(intake._judged(judge, look, Said(published=published), record(value), intake._Taken()))
+    return intake_loop.judged(judge, Said(published=published), record(value))
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -186,28 +185,18 @@ class Broken:
 
 @pytest.mark.parametrize("error", [RecursionError("too deep \ud800"), ValueError(), KeyError("x")], ids=repr)
 def test_what_nobody_foresaw_is_a_dead_letter_that_can_be_redriven(error: Exception) -> None:
-    """Left to Faust, the agent would start anew behind the request, which would be lost without a word."""
+    """A fault of ours must neither lose the request nor hold those behind it."""
     value = codec.encode(REQUESTS["run"])
     (letter,) = letters(judged(value, published=False, judge=Broken(error)))
     assert (letter.reason, letter.value, letter.key) == ("internal", value, RUN.encode())
     assert type(error).__name__ in letter.detail
 
 
-def test_a_fault_in_taking_in_versions_is_a_dead_letter_too() -> None:
-    """The look for new workflow versions comes with each request."""
-
-    def look() -> None:
-        raise LookupError("fault")
-
-    (letter,) = letters(judged(codec.encode(REQUESTS["run"]), published=False, look=look))
-    assert letter.reason == "internal"
-
-
-def test_what_goes_by_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store or Kafka that can't be asked says nothing about the request."""
-    monkeypatch.setattr(intake, "_RETRY_S", 0.0)
-    errors = PayloadStoreError("away"), kafka.KafkaUnreachableError("away")
-    assert judged(codec.encode(REQUESTS["run"]), published=False, judge=Broken(*errors)) == []
+@pytest.mark.parametrize("error", [PayloadStoreError("away"), kafka.KafkaUnreachableError("away")], ids=repr)
+def test_what_goes_by_is_not_the_request_s_fault(error: Exception) -> None:
+    """A store or Kafka that can't be asked says nothing about the request: it has to wait, and no letter is written."""
+    with pytest.raises(type(error)):
+        judged(codec.encode(REQUESTS["run"]), published=False, judge=Broken(error))
 
 
 # --- The orchestrator ---

@@ -24,12 +24,12 @@ from streams.processors.worker import Worker
 Worker._free = lambda self: 0 if there() else FREE(self)
 """,
     "intake": """
-from streams.processors import intake
-async def judged(*arguments):
+from streams.processors import intake_loop
+def judged(*arguments):
     while there():
-        await asyncio.sleep(1)
-    return await JUDGED(*arguments)
-intake._judged = judged
+        time.sleep(1)
+    return JUDGED(*arguments)
+intake_loop.judged = judged
 """,
     "blocked": """
 from streams.processors.tool_worker import ToolCalls
@@ -41,12 +41,12 @@ ToolCalls.__call__ = blocked
 """,
 }
 MAIN = """
-import asyncio, os, pathlib, sys, time
-from streams.processors import intake
+import os, pathlib, sys, time
+from streams.processors import intake_loop
 from streams.processors.orchestrator import Orchestrator
 from streams.processors.tool_worker import ToolCalls
 from streams.processors.worker import Worker
-ROUND, FREE, JUDGED, CALL = Orchestrator._round, Worker._free, intake._judged, ToolCalls.__call__
+ROUND, FREE, JUDGED, CALL = Orchestrator._round, Worker._free, intake_loop.judged, ToolCalls.__call__
 there = pathlib.Path({stuck!r}).exists
 {patch}
 from infra.cli.main import main
