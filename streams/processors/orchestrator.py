@@ -39,6 +39,8 @@ PATIENCE_S: Final = 30.0
 """How long an input waits for a workflow version that nobody has registered, or a payload that nobody has stored."""
 COMMIT_WITHIN_S: Final = 10.0
 """How long a tenure's last commit is tried while Kafka is away."""
+BURST_S: Final = 0.02
+"""How long decisions are gathered under load before they are produced: one by one, each would be a request of its own."""
 GIVEN_UP_S: Final = 300.0
 """How long no other input waits for a version that was given up."""
 
@@ -68,6 +70,7 @@ class Orchestrator:
         self.holdings: dict[int, Holding] = {}
         self.ready = threading.Event()
         self._settled_at = 0.0
+        self._gathered: list[tuple[Outgoing, Acks]] = []  # what was decided and isn't produced yet
         self._reading = False
         self._uncommitted: set[int] = set()  # partitions whose last commit failed
         self._distrusted: set[str] = set()  # runs whose snapshots are damaged
@@ -114,11 +117,16 @@ class Orchestrator:
     def _round(self) -> None:
         messages = kafka.poll(self.consumer, self._patience_s())
         skipped: set[int] = set()
+        burst_ends = time.monotonic() + BURST_S
         for message in messages:
             partition = message.partition() or 0
             holding = self.holdings.get(partition)
             if holding is not None and partition not in skipped and not self._take(holding, message):
                 skipped.add(partition)
+            if (at := time.monotonic()) >= burst_ends:
+                self._produce()
+                burst_ends = at + BURST_S
+        self._produce()
         now = time.time_ns() // 1_000_000
         for holding in self.holdings.values():
             for record in holding.tenure.due(now):
@@ -138,7 +146,7 @@ class Orchestrator:
         return max(0.0, min(until_timer, until_settled))
 
     def _take(self, holding: Holding, message: Message) -> bool:
-        """Let the tenure judge an input and produce what follows; False: the partition has to wait here."""
+        """Let the tenure judge an input and gather what follows; False: the partition has to wait here."""
         record = kafka.incoming(message)
         patience = holding.waits_since is None or time.monotonic() - holding.waits_since <= PATIENCE_S
         try:
@@ -151,10 +159,17 @@ class Orchestrator:
             self.consumer.seek(here)
             return False
         holding.waits_since = None
-        for each in reversed(outgoing):  # calls first: somebody waits for them, and the broker takes one request after the other
-            acks = holding.decisions if each.topic is topics.DECISIONS else holding.others
-            kafka.produce(self.producer, self.settings, each, acks)
+        for each in outgoing:
+            self._gathered.append((each, holding.decisions if each.topic is topics.DECISIONS else holding.others))
         return True
+
+    def _produce(self) -> None:
+        """Produce what was gathered, calls first: somebody waits for them, and the broker takes one request after the other."""
+        for ahead in (True, False):
+            for each, acks in self._gathered:
+                if ahead is (each.topic is not topics.DECISIONS):
+                    kafka.produce(self.producer, self.settings, each, acks)
+        self._gathered.clear()
 
     def _judged(self, tenure: Tenure, record: Incoming, *, give_up: bool) -> list[Outgoing]:
         """Return what follows from an input, after a look for its workflow version if that isn't known yet."""
@@ -174,6 +189,7 @@ class Orchestrator:
     def _distrust(self, damaged: SnapshotDamagedError) -> None:
         """Begin again without a run's snapshots: its decisions hold all that they did."""
         self._note_damaged(damaged)
+        self._produce()
         kafka.flush(self.producer, *(acks for holding in self.holdings.values() for acks in (holding.decisions, holding.others)))
         self._take_over(list(self.holdings), seek=True)
 
@@ -191,6 +207,7 @@ class Orchestrator:
     def _settle(self, *, wait: bool = False) -> None:
         """Wait for all acknowledgements, check the offsets, index what finished, and only then commit."""
         self._settled_at = time.monotonic()
+        self._produce()
         if not self._uncommitted and not any(h.tenure.unfinished for h in self.holdings.values()):
             return
         acks = [each for holding in self.holdings.values() for each in (holding.decisions, holding.others)]

@@ -90,6 +90,7 @@ class Worker:
         self._concurrency = concurrency
         self._flying = 0
         self._flights: set[_Flight] = set()
+        self._results: list[tuple[Outgoing, _Flight]] = []  # what isn't produced yet; of the loop's thread
         self._change = threading.Condition()
         self._trackers: dict[int, OffsetTracker] = {}
         self._committed: dict[int, tuple[int, str]] = {}
@@ -261,11 +262,13 @@ class Worker:
             flight.task = self.loop.create_task(self._call(flight))
 
     async def _call(self, flight: _Flight) -> None:
-        """Make one call and queue its result; the call is done when that is acknowledged."""
+        """Make one call and keep its result to be produced; the call is done when that is acknowledged."""
         record = flight.record
         try:
-            result = await self._result(flight)
-            kafka.produce(self.producer, self.settings, result, partial(self._delivered, flight))
+            result = await self._result(flight)  # first: meanwhile the list is another one
+            self._results.append((result, flight))
+            if len(self._results) == 1:
+                self.loop.call_soon(self._produce)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -277,6 +280,16 @@ class Worker:
             with self._change:
                 self._flying -= 1
                 self._change.notify()
+
+    def _produce(self) -> None:
+        """Produce the results of all calls that ended in one turn of the loop: one by one, each would be a request of its own."""
+        results, self._results = self._results, []
+        try:
+            for result, flight in results:
+                kafka.produce(self.producer, self.settings, result, partial(self._delivered, flight))
+        except BaseException as error:
+            self._failure = error
+            log.exception("worker.fault", topic=self.topic.name, results=len(results))
 
     async def _result(self, flight: _Flight) -> Outgoing:
         """Return a call's result; one that is cancelled isn't made, or no longer. Raises CancelledError when the worker ends."""

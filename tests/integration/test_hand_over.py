@@ -168,15 +168,17 @@ def test_a_worker_that_slept_takes_nothing_before_the_group_confirms_it(
         kafka.send(few, [tool_call("before", "slow", folder=str(tmp_path), call="before", seconds="0")])
         until(lambda: "before" in results(few), 20)
         monkeypatch.setattr(commits, "commit", answer)
-        slept = kafka.poll
+        slept, polls = kafka.poll, list[float]()
 
         def poll(source: Consumer, timeout_s: float, most: int = 1000) -> list[Message]:
+            polls.append(timeout_s)
             messages = slept(source, timeout_s, most)
             if source is worker.consumer and messages and not told:
                 worker._awake_at -= 60
             return messages
 
         monkeypatch.setattr(kafka, "poll", poll)
+        until(lambda: bool(polls), 20)  # the poll that was under way must not be the one that finds the call
         kafka.send(few, [tool_call("after", "slow", folder=str(tmp_path), call="after", seconds="0")])
         until(lambda: len(told) >= (1 if member else 9), 30)
         assert member or calls(tmp_path)["after"] == 0, "somebody else may have it"
