@@ -6,6 +6,7 @@ An old writer's schema is resolved to today's by Avro's rules. What can't be rea
 import struct
 from collections.abc import Callable
 from io import BytesIO
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from fastavro import schemaless_reader, schemaless_writer
@@ -26,19 +27,19 @@ def _to_datum(event: Any) -> _Datum:
 
 
 def _writer(kind: type[Any]) -> Callable[[Any], _Datum]:
-    names = tuple(kind.__dataclass_fields__)
+    names, nested = tuple(kind.__dataclass_fields__), _NESTED.get(kind, ())
+    one_by_one: Callable[[Any], tuple[Any, ...]] = lambda event: tuple(getattr(event, name) for name in names)  # noqa: E731
+    values = attrgetter(*names) if len(names) > 1 else one_by_one
 
     def write(event: Any) -> _Datum:
-        datum: _Datum = {}
-        for name in names:
-            value = getattr(event, name)
+        datum = dict(zip(names, values(event), strict=True))
+        for name in nested:
+            value = datum[name]
             writer = _WRITERS.get(type(value))
             if writer is not None:
                 datum[name] = (_FULL_NAMES[type(value)], writer(value)) if (kind, name) in _UNIONS else writer(value)
             elif type(value) is tuple:
                 datum[name] = [_item(item) for item in value]
-            else:
-                datum[name] = value
         return datum
 
     return write

@@ -2,6 +2,7 @@
 
 import hashlib
 import uuid
+from functools import lru_cache
 
 RUNS = uuid.UUID("8f6a3a7e-5f0d-5c53-9d1e-0b6f5d2c7a11")
 FIRST_PREV = bytes(32)
@@ -26,6 +27,7 @@ def chain_hash(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=32).digest()
 
 
+@lru_cache(maxsize=256)
 def effect_id(decision_hash: bytes, index: int) -> str:
     """Return the id of a decision's effect number `index` (a call or a timer), 32 hexadecimal digits.
 

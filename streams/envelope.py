@@ -6,9 +6,10 @@ call's id, so whoever knows a run can find its trace.
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from events import codec
@@ -28,9 +29,42 @@ _MOST_TEXT: Final = 8 * 1024  # characters
 _PLACE: Final = re.compile(r"(.+)/(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,17})", re.ASCII)
 
 
+class ReadHeaders(Mapping[str, bytes | None]):
+    """A record's headers, read when somebody asks for them: hardly any record is asked for its own.
+
+    `read` returns them, None where some can't be read: then they are `lost`.
+    """
+
+    __slots__ = ("_found", "_read")
+
+    def __init__(self, read: Callable[[], list[tuple[str, bytes | None]] | None]) -> None:
+        self._read: Callable[[], list[tuple[str, bytes | None]] | None] | None = read
+        self._found: dict[str, bytes | None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether there are some that can't be read."""
+        return self._all() is None
+
+    def _all(self) -> dict[str, bytes | None] | None:
+        if self._read is not None:
+            found, self._read = self._read(), None
+            self._found = None if found is None else dict(found)
+        return self._found
+
+    def __getitem__(self, name: str) -> bytes | None:
+        return (self._all() or {})[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all() or {})
+
+    def __len__(self) -> int:
+        return len(self._all() or {})
+
+
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A record as it was read. `timestamp` is milliseconds since the epoch; `headers_lost`: it has some that can't be read."""
+    """A record as it was read. `timestamp` is milliseconds since the epoch."""
 
     topic: str
     partition: int
@@ -39,7 +73,6 @@ class Incoming:
     key: bytes | None
     value: bytes | None
     headers: Mapping[str, bytes | None] = field(default_factory=dict)
-    headers_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +111,27 @@ def envelope(
 
 def cloud_event(kind: str, source: str, identity: str, at_ms: int | None = None) -> Headers:
     """Return the CloudEvents headers of an event."""
-    ms = time.time_ns() // 1_000_000 if at_ms is None else at_ms
-    stamp = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return [
+    version, type_, from_, content = _fixed(kind, source)
+    stamp = _stamp(time.time_ns() // 1_000_000 if at_ms is None else at_ms)
+    return [version, ("ce_id", identity.encode()), type_, from_, stamp, content]
+
+
+@lru_cache(maxsize=1024)
+def _fixed(kind: str, source: str) -> tuple[tuple[str, bytes], ...]:
+    """Return the headers that all events of a kind have alike."""
+    return (
         ("ce_specversion", b"1.0"),
-        ("ce_id", identity.encode()),
         ("ce_type", f"foldflow.{kind}".encode()),
         ("ce_source", f"/foldflow/{source}".encode()),
-        ("ce_time", stamp.encode()),
         ("content-type", b"application/avro"),
-    ]
+    )
+
+
+@lru_cache(maxsize=1024)
+def _stamp(ms: int) -> tuple[str, bytes]:
+    """Return the header that says when; under load many events are of one millisecond."""
+    at = datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return "ce_time", at.encode()
 
 
 def traceparent(run_id: str, span: str) -> bytes:
@@ -105,7 +149,8 @@ def dead_letter(
     key, value, headers = record.key, record.value, _fitting(record.headers)
     sizes = {"value": (len(value or b""), _MOST_VALUE), "key": (len(key or b""), _MOST_KEY)}
     cut = [part for part, (size, most) in sizes.items() if size > most]
-    cut += ["headers"] * (record.headers_lost or len(headers) < len(record.headers))
+    lost = isinstance(record.headers, ReadHeaders) and record.headers.lost
+    cut += ["headers"] * (lost or len(headers) < len(record.headers))
     told = "; ".join(f"of its {part} the first {sizes[part][1]:,} of {sizes[part][0]:,} bytes" for part in cut if part in sizes)
     detail = (
         detail[:_MOST_TEXT] + (f" ({told} are kept here)" if told else "") + " (not all headers are kept)" * ("headers" in cut)

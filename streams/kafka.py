@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from events import topics
 from events.topics import Topic
-from streams.envelope import Incoming, Outgoing
+from streams.envelope import Incoming, Outgoing, ReadHeaders
 from streams.settings import Settings
 
 log = structlog.get_logger()
@@ -165,7 +166,6 @@ def _is_record(message: Message) -> bool:
 
 def incoming(message: Message) -> Incoming:
     """Return a consumed message as a record."""
-    headers = headers_of(message)
     return Incoming(
         message.topic() or "",
         message.partition() or 0,
@@ -173,8 +173,7 @@ def incoming(message: Message) -> Incoming:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        dict(headers or ()),
-        headers_lost=headers is None,
+        ReadHeaders(partial(headers_of, message)),
     )
 
 

@@ -13,7 +13,8 @@ The rules are numbered as in the design's section "The ledger protocol". Safety 
 import heapq
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -260,19 +261,19 @@ class Tenure(OpenRuns):
         give_up: bool,
     ) -> list[Outgoing]:
         state, place, at = run.state, self.place, record.timestamp
-        decision = Decision(run_id, state.seq + 1, state.head, place.inbox_id, record.offset, at, cause, (), said)
+        made = partial(Decision, run_id, state.seq + 1, state.head, place.inbox_id, record.offset, at, cause, said=said)
         try:
-            decision = replace(decision, effects=decide(run.spec, state, cause, at, self.payloads, said))
+            decision = made(decide(run.spec, state, cause, at, self.payloads, said))
             body = codec.body(decision)
         except PayloadError as missing:
             if not (give_up and isinstance(missing, PayloadMissingError)):
                 raise
-            decision = failing(decision, record, FailureKind.UNAVAILABLE, str(missing))
+            decision = failing(made(()), record, FailureKind.UNAVAILABLE, str(missing))
             body = codec.body(decision)
         except Exception as error:
             # A fault of ours, or values that no check has foreseen: it fails one run, and never stops the partition.
             log.exception("tenure.fault", run_id=run_id, offset=record.offset)
-            decision = failing(decision, record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
+            decision = failing(made(()), record, FailureKind.INTERNAL, f"the decision failed: {type(error).__name__}")
             body = codec.body(decision)
         if len(body) > MAX_DECISION_BYTES:
             size = len(record.value or b"")

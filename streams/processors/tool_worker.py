@@ -36,6 +36,7 @@ class ToolCalls:
         self.breakers = Breakers(settings)
         self.in_flight = 0
         self._payloads = payloads.PayloadStore(settings)
+        self._artifacts = settings.data_dir / "artifacts"
         self._given_up: dict[str, ToolContext] = {}
 
     async def __call__(self, record: Incoming) -> Outgoing:
@@ -76,8 +77,7 @@ class ToolCalls:
         attempt = self.breakers.attempt(name, call.call_id)
         if isinstance(attempt, Failure):
             return ToolCallFailed(call.call_id, step, attempt, None, 0)
-        folder = self.settings.data_dir / "artifacts" / call.run_id
-        context = ToolContext(call.call_id, call.run_id, step, call.request.attempt, folder)
+        context = ToolContext(call.call_id, call.run_id, step, call.request.attempt, self._artifacts / call.run_id)
         began = time.monotonic()
         try:
             with attempt:

@@ -246,10 +246,32 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return f"`{name}` is not defined" + (f"; did you mean `{near[0]}`?" if near else f"; an expression sees {seen}")
 
 
+_PATH: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+")
+_ASK_CEL: Final = object()
+_CEL_INTEGERS: Final = range(-(2**63), 2**64)
+
+
+def _found(scope: Scope, path: tuple[str, ...]) -> Json:
+    """Return the plain value that stands at a path, as CEL would; `_ASK_CEL` where there is none, or it isn't that simple.
+
+    Most expressions are no more than that, and CEL would convert all of the variables to its own types first.
+    """
+    value: Json = scope
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return _ASK_CEL
+        value = value[name]
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if value in _CEL_INTEGERS else _ASK_CEL
+    return value if isinstance(value, str) and value.isascii() else _ASK_CEL
+
+
 class Expression:
     """A compiled CEL expression that may use `variables`. `steps`, `names`: the steps and variables that it does use."""
 
-    __slots__ = ("_program", "_uses_order", "names", "source", "steps", "whole")
+    __slots__ = ("_path", "_program", "_uses_order", "names", "source", "steps", "whole")
 
     def __init__(self, source: str, variables: Iterable[str] = VARIABLES) -> None:
         self.source = source
@@ -270,9 +292,14 @@ class Expression:
         for name in sorted(self.names - set(variables)):
             raise DefinitionError(f"`{source}`: {unknown_name(name, variables)}")
         self.whole: frozenset[str] = frozenset()
+        self._path = tuple(source.split(".")) if _PATH.fullmatch(source) else None
 
     def evaluate(self, scope: Scope) -> Json:
         """Return the value, made of what JSON knows. Raises EvaluationError."""
+        if self._path is not None:
+            value = _found(scope, self._path)
+            if value is not _ASK_CEL:
+                return value
         try:
             context = cel.Context(variables=dict(scope), functions=_FUNCTIONS) if self._uses_order else dict(scope)
             return self._program.execute(context)

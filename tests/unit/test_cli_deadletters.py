@@ -15,7 +15,7 @@ from infra.cli import deadletters, letters
 from infra.cli.letters import Entry, NotRedrivableError
 from infra.cli.main import command_line
 from infra.cli.terminal import clock
-from streams.envelope import CUT, REDRIVEN_FROM, Incoming, dead_letter, redriven_from
+from streams.envelope import CUT, REDRIVEN_FROM, Incoming, ReadHeaders, dead_letter, redriven_from
 from streams.processors.intake import Intake
 from streams.settings import Settings
 from streams.workflow.spec import WorkflowSpec
@@ -128,7 +128,7 @@ def test_whatever_is_dead_lettered_fits_a_record_and_what_was_cut_is_not_redrive
 @pytest.mark.parametrize(("headers", "lost"), [({}, True), ({"a": b"1", "\udcff\udcfe": b"x"}, False)], ids=["lost", "odd"])
 def test_headers_whose_names_are_no_text_are_said_to_be_cut(headers: dict[str, bytes | None], lost: bool) -> None:
     """A letter can't hold them, whether the client has lost all of a message's headers or read such a name."""
-    record = Incoming("foldflow.requests", 0, 1, 2, b"k", b"v", headers, headers_lost=lost)
+    record = Incoming("foldflow.requests", 0, 1, 2, b"k", b"v", ReadHeaders(lambda: None if lost else [*headers.items()]))
     made = dead_letter(record, "r", "d", "test")
     letter = codec.decode(made.value, DeadLetter)
     assert dict(made.headers)[CUT] == b"headers"
