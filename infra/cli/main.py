@@ -42,6 +42,7 @@ COMMANDS = (
     Command("cost", "infra.cli.cost", "Show what runs cost: tokens and money, by workflow, model, step, day …"),
     Command("lineage", "infra.cli.lineage", "Show where a result comes from, and what became of it."),
     Command("picture", "infra.cli.picture", "Draw a picture of a run, as SVG."),
+    Command("openlineage", "infra.cli.openlineage", "Tell runs as OpenLineage events: to a receiver, a topic, or a file."),
     Command("audit", "infra.cli.audit", "Report on a run for an auditor: what it did, who decided, is its record intact."),
     Command("signal", "infra.cli.commands", "Send a signal to a run."),
     Command("approve", "infra.cli.commands", "Approve what a step of a run shows."),
