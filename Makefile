@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 READY := $(VENV)/.installed
+PEERS ?= ../shared/peers
 QUESTION ?= How did Apple and Microsoft compare between 2005 and 2009?
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down demo test check format bench chaos thorough lock clean
+.PHONY: help install up down demo test check format bench bench-peers chaos thorough lock clean
 
 help: ## Say what there is.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -45,8 +46,11 @@ format: $(READY) ## Format the code and mend what can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## Measure throughput, latency, memory and CPU of the whole thing.
-	$(BIN)/python tests/bench/bench.py
+bench: $(READY) ## Measure throughput, latency, memory, CPU … of the whole thing: make bench [BENCH="--only latency"]
+	$(BIN)/python tests/bench/bench.py $(BENCH)
+
+bench-peers: $(READY) ## Measure other workflow systems beside it, by the kit in PEERS: make bench-peers [BENCH="--rounds 1"]
+	$(BIN)/python tests/bench/peers.py --kit "$(PEERS)" $(BENCH)
 
 chaos: $(READY) ## Kill every kind of process for 10 minutes under load, and check that nothing is lost.
 	$(BIN)/python tests/chaos/chaos.py $(CHAOS)

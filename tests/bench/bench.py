@@ -1,177 +1,100 @@
-"""Measure the whole thing: requests in, decisions out, every process real. `make bench` runs it; one JSON line is the result.
+"""Measure Foldflow on this machine: `make bench`. One JSON line a figure on stdout; progress and targets on stderr.
 
-    python tests/bench/bench.py [--runs 1000] [--inflight 200] [--latency-runs 100] [--warm-up 50]
+    python tests/bench/bench.py                          everything, about 6 minutes
+    python tests/bench/bench.py --only latency,throughput
+    python tests/bench/bench.py --quick                  less than a minute: to see that it works, its figures say nothing
+    python tests/bench/bench.py --record                 everything, and a row in RESULTS.md
 
-It starts Kafka, intake, one orchestrator and one tool worker on free ports with fresh data, and stops them at the end.
+Every process is real, on free ports with fresh data, and stopped at the end, also by Ctrl-C. A run has six trivial durable steps,
+as in the comparison with other systems (peers.py). Leave the machine alone meanwhile: `foreign_cpu_cores` says whether it was.
+
+Exit codes: 0 measured (whether targets are met or not), 1 something failed, 2 a wrong option.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import random
-import socket
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import STEPS, six_steps
-
-from events import codec, topics
-from events.commands import WorkflowRequest
-from events.decisions import Decision, RunCompleted, RunFailed
-from events.ids import run_id
-from streams import kafka, registry
-from streams.envelope import Outgoing, envelope
-from streams.kafka import Acks, TopicPartition
-from streams.settings import Settings
-
-PROCESSES = "kafka,intake,orchestrator,tool"
+import footprint
+import targets
+from cluster import interruptible, lines_alone
+from figures import FIGURES, QUICK, Bench, Line, Sizes
 
 
-def free_port() -> int:
-    """Return a loopback port that nobody listens on, below those that the system gives to connections going out."""
-    while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - two benches at once must not choose alike
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+def about() -> Line:
+    """Return the line that says when, what and where."""
+    return {
+        "figure": "machine",
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        "commit": footprint.commit(),
+        **footprint.machine(),
+    }
 
 
-@contextmanager
-def cluster() -> Iterator[tuple[Settings, list[dict[str, Any]], float]]:
-    """Start the processes; yield their settings, `foldflow status`, and the seconds that the start took."""
-    with tempfile.TemporaryDirectory(prefix="foldflow-bench-") as folder:
-        values = {"bootstrap_servers": f"127.0.0.1:{free_port()}", "data_dir": folder, "topic_prefix": "bench."}
-        environment = os.environ | {f"FOLDFLOW_{key.upper()}": value for key, value in values.items()}
-        foldflow = [sys.executable, "-m", "infra.cli.main"]
-        began = time.monotonic()
-        try:
-            subprocess.run([*foldflow, "up", "--only", PROCESSES, "--detach"], env=environment, check=True, stdout=sys.stderr)
-            took = time.monotonic() - began
-            status = json.loads(subprocess.check_output([*foldflow, "status", "--json"], env=environment, text=True))
-            yield Settings(**values), status, took
-        finally:
-            subprocess.run([*foldflow, "down"], env=environment, check=False, stdout=sys.stderr)
+def measured(names: Sequence[str], sizes: Sizes, outs: Sequence[TextIO]) -> list[Line]:
+    """Measure these figures, writing each line as soon as it is there; return all of them."""
+    lines = [about()]
+    write(lines[0], outs)
+    with ExitStack() as stack:
+        bench = Bench(sizes, stack)
+        for name in names:
+            began = time.monotonic()
+            print(f"{name} …", file=sys.stderr, flush=True)
+            for line in FIGURES[name](bench):
+                lines.append({"figure": name, **line})
+                write(lines[-1], outs)
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return lines
 
 
-class Client:
-    """Sends requests and sees runs end, as any user of the topics could."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.producer = kafka.producer(settings)
-        self.acks = Acks()
-        self.source = kafka.reader(settings)
-        name = kafka.name(settings, topics.DECISIONS)
-        partitions = kafka.connect(settings).partitions[topics.DECISIONS.name]
-        # The ends as of now: OFFSET_END would be looked up at the first poll, after the first requests.
-        ends = [kafka.watermarks(self.source, name, p)[1] for p in range(partitions)]
-        self.source.assign([TopicPartition(name, p, end) for p, end in enumerate(ends)])
-        self.open: dict[str, float] = {}
-        self.took: list[float] = []
-        self.number = 0
-
-    def ask(self) -> None:
-        """Produce a request."""
-        self.number += 1
-        request_id = f"bench-{self.number}"
-        request = WorkflowRequest("bench-six-steps", json.dumps({"i": self.number}), request_id)
-        record: Outgoing = envelope(topics.REQUESTS, request_id, request, source="bench", identity=request_id)
-        self.open[run_id(request_id)] = time.perf_counter()
-        kafka.produce(self.producer, self.settings, record, self.acks)
-
-    def see(self, timeout_s: float = 0.1) -> int:
-        """Take what came, and return how many runs ended."""
-        ended = 0
-        for message in kafka.poll(self.source, timeout_s):
-            if b"Run" not in (dict(message.headers() or ()).get("foldflow_effects") or b""):
-                continue
-            decision = codec.decode(message.value(), Decision)
-            last = decision.effects[-1]
-            if isinstance(last, RunFailed):
-                raise RuntimeError(f"run {decision.run_id} failed: {last.failure}")  # noqa: TRY004 - of the run, not of a type
-            if isinstance(last, RunCompleted) and decision.run_id in self.open:
-                self.took.append(time.perf_counter() - self.open.pop(decision.run_id))
-                ended += 1
-        self.producer.poll(0)
-        return ended
-
-    def many(self, runs: int, inflight: int, patience_s: float = 120) -> float:
-        """Do `runs` runs with at most `inflight` at once; return the seconds that took."""
-        began, asked, ended = time.perf_counter(), 0, 0
-        deadline = time.monotonic() + patience_s
-        while ended < runs:
-            while asked < runs and len(self.open) < inflight:
-                self.ask()
-                asked += 1
-            ended += self.see()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{ended} of {runs} runs ended within {patience_s} s")
-        return time.perf_counter() - began
+def write(line: dict[str, Any], outs: Sequence[TextIO]) -> None:
+    """Write a line where it is wanted."""
+    for out in outs:
+        print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
 
 
-def memory(status: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the resident memory of each process with its children in MB (PSS: shared pages count once)."""
-    found = {}
-    for service in status:
-        process = psutil.Process(service["pid"])
-        family = [process, *process.children(recursive=True)]
-        found[service["name"]] = round(sum(each.memory_full_info().pss for each in family) / 1e6)
-    return found
-
-
-def cpu(status: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the CPU seconds that each process has used."""
-    times = {service["name"]: psutil.Process(service["pid"]).cpu_times() for service in status}
-    return {name: each.user + each.system for name, each in times.items()}
+def chosen(parser: argparse.ArgumentParser, text: str) -> list[str]:
+    """Return the names in an option, in the order of the table."""
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := sorted(set(wanted) - FIGURES.keys()):
+        parser.error(f"there is no figure {', '.join(unknown)}; there are: {', '.join(FIGURES)}")
+    return [name for name in FIGURES if not wanted or name in wanted]
 
 
 def main() -> None:
-    """Print one JSON line."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("--runs", 1000), ("--inflight", 200), ("--latency-runs", 100), ("--warm-up", 50)):
-        parser.add_argument(option, type=int, default=default)
+    parser.add_argument("--only", default="", metavar="NAME[,NAME]", help="measure these figures alone")
+    parser.add_argument("--list", action="store_true", help="say which figures there are, and measure none")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in less than a minute")
+    parser.add_argument("--out", type=Path, help="write the lines into this file as well")
+    parser.add_argument("--record", action="store_true", help="put the figures into RESULTS.md")
     options = parser.parse_args()
-    with cluster() as (settings, status, start_s):
-        registry.publish(settings, [six_steps()])
-        client = Client(settings)
-        client.many(options.warm_up, options.inflight)
-        before = cpu(status)
-        many_s = client.many(options.runs, options.inflight)
-        after = cpu(status)
-        client.took.clear()
-        for _ in range(options.latency_runs):
-            client.many(1, 1)
-        single = statistics.quantiles([1000 * each for each in client.took], n=100, method="inclusive")
-        print(
-            json.dumps(
-                {
-                    "runs": options.runs,
-                    "inflight": options.inflight,
-                    "runs_per_s": round(options.runs / many_s, 1),
-                    "steps_per_s": round(options.runs * len(STEPS) / many_s),
-                    "p50_ms": round(single[49], 2),
-                    "p95_ms": round(single[94], 2),
-                    "p99_ms": round(single[98], 2),
-                    "start_s": round(start_s, 2),
-                    "memory_mb": memory(status),
-                    "cpu_us_per_step": {
-                        name: round(1e6 * (after[name] - before[name]) / options.runs / len(STEPS)) for name in after
-                    },
-                }
-            )
-        )
+    names = chosen(parser, options.only)
+    if options.quick and options.record:
+        parser.error("what --quick measures says nothing: it isn't recorded")
+    if options.list:
+        for name in names:
+            print(f"{name:<12} {(FIGURES[name].__doc__ or '').splitlines()[0]}")
+        return
+    interruptible()
+    with ExitStack() as stack:
+        outs = [lines_alone(), *([stack.enter_context(options.out.open("w"))] if options.out else [])]
+        lines = measured(names, QUICK if options.quick else Sizes(), outs)
+    print(*targets.told(lines), sep="\n", file=sys.stderr)
+    if options.record:
+        targets.record(lines)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

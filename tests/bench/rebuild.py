@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import free_port
+from cluster import free_port
 from workload import six_steps
 
 from events import codec, topics

@@ -29,7 +29,7 @@ import psutil
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import free_port
+from cluster import free_port
 from waiting import SIGNALS, Log, Orchestrator
 from workload import STEPS
 

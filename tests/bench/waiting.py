@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import free_port
+from cluster import free_port
 
 from events import codec, topics
 from events.commands import SignalReceived, StartRun
