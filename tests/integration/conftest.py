@@ -1,12 +1,11 @@
 import os
-import random
-import socket
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from infra.embedded.supervisor import Supervisor
 from streams.kafka import connect
@@ -23,28 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
-_PORTS = range(20_000, 32_000)
-"""Below those that the system gives to connections going out: while a server is away, one of these could take its port."""
-
-
-def free_port(distance: int = 0) -> int:
-    """Return a port that nobody listens on now, and whose neighbour at `distance` is free as well."""
-    while True:
-        port = random.choice(_PORTS)  # noqa: S311 - two sessions at once must not choose alike
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                if distance:
-                    second.bind(("127.0.0.1", port + distance))
-            except OSError:
-                continue
-        return port
-
-
 def own_settings(folder: Path) -> Settings:
     """Return settings with free ports and an own data folder, whatever the environment says."""
     return Settings(
-        bootstrap_servers=f"127.0.0.1:{free_port(10)}",
+        bootstrap_servers=f"127.0.0.1:{free_port()}",
         local_model_url=f"http://127.0.0.1:{free_port()}",
         api_host="127.0.0.1",
         api_port=free_port(),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from conftest import free_port
+from ports import free_port
 from served_api import histories, until, write
 
 from events import topics

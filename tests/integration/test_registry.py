@@ -17,6 +17,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.serialization import MessageField, SerializationContext
+from ports import free_port
 from served_api import histories, served, until, write
 
 from events import catalog, topics
@@ -208,8 +209,6 @@ APICURIO = "io.apicurio:apicurio-registry-app:2.5.11.Final:tar.gz:all"
 @pytest.fixture(scope="session")
 def registry_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start Apicurio's registry, which Confluent's clients can talk to, and return its address."""
-    from conftest import free_port  # noqa: PLC0415 - of this folder
-
     if not (maven := shutil.which("mvn")) or not (java := shutil.which("java")):
         pytest.skip("Maven and Java are not installed: there is no real registry to test against")
     folder, port = tmp_path_factory.mktemp("apicurio"), free_port()
