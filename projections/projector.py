@@ -30,6 +30,8 @@ from streams.settings import Settings
 log = structlog.get_logger()
 
 _FILE: Final = "views.duckdb"
+_EVERY_S: Final = 0.1
+"""How often there is a transaction at most while the views are up to date: each costs as much as a hundred rows."""
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """How long to wait after the first, the second … hindrance without progress between them; then always the last."""
 _MANY: Final = 100_000
@@ -203,7 +205,10 @@ class Projector:
                 batch = source.poll()
                 self._ends = dict(source.ends)
                 if batch:
+                    next_at = time.monotonic() + _EVERY_S
                     views.apply(batch)
+                    if not source.far_behind:
+                        self._stop.wait(next_at - time.monotonic())
                 source.refuse_newer()
                 if self.problem is not None and (batch or not any(self.lag(views.positions).values())):
                     log.info("projector.goes_on", after=self.problem)

@@ -102,7 +102,7 @@ class Source:
         messages = kafka.poll(self._consumer, _PATIENCE_S, self._most)
         size = sum(map(len, messages))
         until = time.monotonic() + _GATHER_S
-        while messages and len(messages) < self._most and time.monotonic() < until and self._behind() > self._most:
+        while messages and len(messages) < self._most and time.monotonic() < until and self.far_behind:
             if size > _BATCH_BYTES:
                 break
             more = kafka.poll(self._consumer, _GATHER_S, self._most - len(messages))
@@ -135,6 +135,11 @@ class Source:
         """Raise NewerCodeError if there is a record that newer code wrote; everything else of the last batch was taken before."""
         for error in self._newer.values():
             raise error
+
+    @property
+    def far_behind(self) -> bool:
+        """Whether there is more than a batch to be read."""
+        return self._behind() > self._most
 
     def _behind(self) -> int:
         return sum(max(0, end - self._positions.get(place, 0)) for place, end in self.ends.items())

@@ -77,6 +77,7 @@ class IntakeLoop:
         self.producer = kafka.producer(self.settings)
         self.consumer = kafka.consumer(self.settings, GROUP, on_commit=self._reported)
         self.consumer.subscribe([self._requests], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        self.ready.set()  # beside an old version, which assigns in another way, it gets partitions only when that has ended
         try:
             while not stop.is_set():
                 self._round()
@@ -166,7 +167,6 @@ class IntakeLoop:
         self._committed |= at
         member.incremental_assign(starts)
         member.resume(starts)  # one that was paused when it was lost would stay so
-        self.ready.set()
 
     def _revoked(self, member: Consumer, partitions: list[TopicPartition]) -> None:
         self._settle(wait=True)

@@ -5,6 +5,7 @@ for the checker to judge, which shares no code with Foldflow; this one only watc
 """
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from streams.workflow.chain import Chain, Verdict
 
 ENDS: Final = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
 LAST_KEPT: Final = 5
+SILENT_S: Final = 10.0
+"""After how long without a record the watch begins anew where it stands."""
 
 
 @dataclass(slots=True)
@@ -82,11 +85,18 @@ class LedgerWatch:
             self.failure = error
 
     def _read(self) -> None:
+        while not self._stop.is_set():
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read until nothing has come for a while: after a broker's restart a client may hear nothing more for minutes."""
         name = kafka.name(self._settings, topics.DECISIONS)
         with kafka.closing(kafka.reader(self._settings)) as source:
-            source.assign([TopicPartition(name, partition, 0) for partition in self._chains])
-            while not self._stop.is_set():
+            source.assign([TopicPartition(name, partition, self._next[partition]) for partition in self._chains])
+            heard = time.monotonic()
+            while not self._stop.is_set() and time.monotonic() - heard < SILENT_S:
                 for message in kafka.poll(source, 0.2):
+                    heard = time.monotonic()
                     partition, offset = message.partition() or 0, message.offset() or 0
                     if offset < self._next[partition]:
                         continue  # a client that a restarted broker sent back to the beginning

@@ -227,6 +227,7 @@ def agree(installation: Installation, runs: set[str], verdicts: Counter[str], tm
     assert found is None or found["holds"], found
 
 
+@pytest.mark.thorough
 def test_what_a_tool_worker_says_after_its_time_is_ignored(installation: Installation, tmp_path: Path) -> None:
     """A tool worker is stopped with calls in flight, another one makes them again, the first one wakes up and answers too."""
     installation.start({"intake": ("intake", False), "A": ("orchestrator", False), "T1": ("tool", False), "T2": ("tool", False)})
@@ -274,6 +275,7 @@ def test_what_a_tool_worker_says_after_its_time_is_ignored(installation: Install
     agree(installation, runs, verdicts, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_tool_worker_that_wakes_makes_no_call_that_another_one_has_by_now(installation: Installation, tmp_path: Path) -> None:
     """A tool worker is stopped, calls come, another one takes its partitions and makes them; on waking it makes none of these."""
     installation.start({"intake": ("intake", False), "A": ("orchestrator", False), "T1": ("tool", False), "T2": ("tool", False)})

@@ -103,6 +103,7 @@ def roles(settings: Settings, tmp_path: Path) -> Iterator[Roles]:
         found.end(role, signal.SIGTERM)
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_who_works_and_what_waits(roles: Roles) -> None:
     """Each role's process is listed, its open circuit and what waits for it; a clean stop takes it off the list."""

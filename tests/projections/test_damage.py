@@ -431,6 +431,7 @@ def kill_who_listens(port: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.thorough
 def test_kafka_may_go_away_for_a_while(tmp_path: Path) -> None:
     """Killed under a running api: what was read can be asked, and what comes after its return is read."""
     supervisor = Supervisor(fixtures.own_settings(tmp_path / "kafka"))
