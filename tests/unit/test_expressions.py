@@ -292,3 +292,26 @@ def test_what_can_be_added_is_added(source: str, value: object) -> None:
     """Looking at what is added changes nothing else."""
     given = {"a": 1, "b": 2, "list": [1], "text": "b", "at": "2026-01-01T00:00:00Z"}
     assert Expression(source).evaluate({"input": given}) == value
+
+
+_NUMBERS = st.integers(-(2**65), 2**65) | st.floats(allow_nan=False, allow_infinity=False)
+_PLAIN = st.none() | st.booleans() | _NUMBERS | st.text(max_size=3)
+_KEYS = st.sampled_from("ab")
+_NESTED = st.recursive(_PLAIN, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_KEYS, inner), max_leaves=4)
+
+
+@settings(max_examples=300)
+@given(_NESTED | st.fixed_dictionaries({"a": _PLAIN | _NESTED}), st.sampled_from(["input.a", "input.b", "input.a.b"]))
+def test_a_plain_path_gives_what_cel_gives(value: object, source: str) -> None:
+    """Read without CEL, it is CEL's value, or its error where there is none, whatever JSON of whole characters stands there."""
+    quick = Expression(source)
+    assert quick._path is not None
+    slow = Expression(source)
+    slow._path = None
+    found = []
+    for each in (quick, slow):
+        try:
+            found.append(to_json(each.evaluate(Scope({"input": value}))))
+        except EvaluationError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
