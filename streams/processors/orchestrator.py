@@ -165,10 +165,8 @@ class Orchestrator:
 
     def _produce(self) -> None:
         """Produce what was gathered, calls first: somebody waits for them, and the broker takes one request after the other."""
-        for ahead in (True, False):
-            for each, acks in self._gathered:
-                if ahead is (each.topic is not topics.DECISIONS):
-                    kafka.produce(self.producer, self.settings, each, acks)
+        for each, acks in sorted(self._gathered, key=lambda gathered: gathered[0].topic is topics.DECISIONS):
+            kafka.produce(self.producer, self.settings, each, acks)
         self._gathered.clear()
 
     def _judged(self, tenure: Tenure, record: Incoming, *, give_up: bool) -> list[Outgoing]:
