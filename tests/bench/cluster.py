@@ -7,10 +7,8 @@ measurement is interrupted. `Client` asks for runs and sees them end, as any use
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,9 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import httpx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from ports import free_port
 from workload import SIX_STEPS, STEPS
 
 from events import codec, topics
@@ -38,15 +39,6 @@ from streams.settings import Settings
 LOADED: Final = "kafka,intake,orchestrator,tool,api"
 """What takes part in the runs that are measured, and the projection beside them."""
 _READY_S: Final = 60
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on, below those that the system gives to connections going out."""
-    while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - two benches at once must not choose alike
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def interruptible() -> None:

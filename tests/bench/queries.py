@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +22,12 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
 import rebuild
-from cluster import free_port
+from cluster import free_port, interruptible, until
 
 from streams.settings import Settings
 
 TARGET_MS: Final = 50.0
+_REBUILD_S: Final = 900
 QUERIES: Final = (
     "/runs",
     "/runs?status=completed&limit=100",
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "foldflow-long-log")
     parser.add_argument("--times", type=int, default=100)
     options = parser.parse_args()
+    interruptible()
     with rebuild.cluster(options.log) as settings:
         rebuild.produce(settings, options.decisions, 200)
         port = free_port()
@@ -97,7 +100,7 @@ def main() -> None:
         api = subprocess.Popen([sys.executable, "-m", "infra.cli.main", "api"], env=environment, stdout=sys.stderr)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=300) as client:
-                _ready(client)
+                until(partial(_complete, client), "the views", _REBUILD_S)
                 runs = client.get("/runs?limit=100").raise_for_status().json()["runs"]
                 for path in QUERIES:
                     print(json.dumps(measure(client, path, runs, options.times)), flush=True)
@@ -106,19 +109,13 @@ def main() -> None:
             api.wait(60)
 
 
-def _ready(client: httpx.Client, patience_s: float = 900) -> None:
-    """Wait until the views have all of the log."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            health = client.get("/health").json()
-        except httpx.TransportError:
-            health = {}
-        if health.get("lag") == 0 and health.get("status") == "ok":
-            return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the views are not ready: {health}")
-        time.sleep(1)
+def _complete(client: httpx.Client) -> bool:
+    """Say whether the views have all of the log."""
+    try:
+        health = client.get("/health").json()
+    except httpx.TransportError:
+        return False
+    return health.get("lag") == 0 and health.get("status") == "ok"
 
 
 if __name__ == "__main__":
