@@ -1,14 +1,13 @@
-"""The composition root of the processors: one Faust app for each role, with its agents or its service.
+"""The composition root of the processors: one Faust app for each role, with its service.
 
-Faust gives the worker, its life cycle and its agents. The hot processors are services of the app: a blocking loop in a thread,
-whose end by an error ends the process, so that whoever supervises it starts it anew and it takes over from the log.
+Faust gives the worker and its life cycle. A processor is a service of the app: a blocking loop in a thread, whose end by an error
+ends the process, so that whoever supervises it starts it anew and it takes over from the log.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +22,7 @@ from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import kafka, schemas
-from streams.processors import deadletter, intake, intake_loop, mirror
+from streams.processors import intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
 from streams.processors.reports import Condition, Reporter
@@ -31,7 +30,7 @@ from streams.processors.watchdog import Progress, Watchdog
 from streams.processors.worker import Worker
 from streams.registry import SpecRegistry, publish
 from streams.settings import Settings
-from streams.topology import ROLES, TOPOLOGY
+from streams.topology import ROLES
 
 log = structlog.get_logger()
 
@@ -40,7 +39,6 @@ END_S: Final = 35.0
 """How long a process that is told to end may take: what it holds is settled and committed first."""
 EXIT_NEWER: Final = 78
 """Exit code of a process that met a record of newer code (EX_CONFIG: starting it again doesn't help)."""
-_SELDOM_S: Final = 10.0
 
 
 class Loop(Protocol):
@@ -66,23 +64,12 @@ class LoopApp(faust.App):
 
 def build(role: str, settings: Settings) -> faust.App:
     """Return the app of a role; nothing is connected yet."""
-    agents = [processor.name for processor in TOPOLOGY if processor.role == role and processor.agent]
-    app = (faust.App if agents else LoopApp)(
-        f"{settings.topic_prefix}{agents[0] if agents else role}",  # the agents' consumer group; a loop has its own
-        broker=[f"kafka://{address}" for address in settings.bootstrap_servers.split(",")],
+    app = LoopApp(
+        f"{settings.topic_prefix}{role}",
         store="memory://",
         datadir=settings.data_dir / "faust",  # it makes an empty folder, whatever is kept there
         autodiscover=False,
         web_enabled=False,
-        topic_allow_declare=False,
-        topic_disable_leader=True,
-        topic_replication_factor=settings.replication_factor,
-        broker_session_timeout=settings.session_timeout_ms / 1000,
-        broker_heartbeat_interval=max(0.3, settings.session_timeout_ms / 5000),
-        broker_commit_interval=0.5,
-        broker_max_poll_records=500,
-        consumer_auto_offset_reset="earliest",
-        consumer_max_fetch_size=topics.MAX_VALUE_BYTES + 1024 * 1024,
     )
     reporter = Reporter(settings, role)
     _report(app, reporter)
@@ -107,7 +94,6 @@ def _intake(app: faust.App, settings: Settings, reporter: Reporter) -> None:
         reporter.look = lambda: Condition(partitions=loop.partitions)
         return loop
 
-    deadletter.attach(app, settings)
     _serve(app, settings, reporter, topics.REQUESTS, make)
 
 
@@ -258,7 +244,7 @@ def run(role: str, settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper())
     _quiet()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    kafka.connect(settings)  # Faust's consumer gives up on topics that don't exist
+    kafka.connect(settings)
     registered = None
     if settings.schema_registry:
         from streams import schema_registry  # noqa: PLC0415 - its client takes half a second
@@ -278,7 +264,7 @@ def run(role: str, settings: Settings) -> None:
 
 
 def _end_in_time(worker: faust.Worker) -> None:
-    """End the process when it was told to end and doesn't: aiokafka's heartbeat can wait for ever for a group that is gone."""
+    """End the process when it was told to end and doesn't."""
     while not worker.should_stop:
         time.sleep(0.5)
     time.sleep(END_S)
@@ -286,26 +272,7 @@ def _end_in_time(worker: faust.Worker) -> None:
     os._exit(1)
 
 
-class _Seldom(logging.Filter):
-    """Lets each message of a logger through once in a while: aiokafka says a hundred times a second that Kafka is away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._said: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether this is to be said now."""
-        now = time.monotonic()
-        if now - self._said.get(str(record.msg), -_SELDOM_S) < _SELDOM_S:
-            return False
-        self._said[str(record.msg)] = now
-        return True
-
-
 def _quiet() -> None:
     """Keep libraries from filling the logs."""
-    seldom = _Seldom()
-    for name in [each for each in sys.modules if each.startswith("aiokafka")]:
-        logging.getLogger(name).addFilter(seldom)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line, with the whole URL, for each call of a tool or model
     logging.getLogger("LiteLLM").propagate = False  # it has a handler of its own, and records that Faust's can't format

@@ -185,7 +185,7 @@ def _fitting(headers: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
     for name, value in headers.items():
         try:
             size += len(name.encode()) + len(value or b"") + 16
-        except UnicodeEncodeError:  # no UTF-8: see header_names.py
+        except UnicodeEncodeError:  # no UTF-8: anybody can write such a name
             continue
         if size > _MOST_HEADERS:
             break

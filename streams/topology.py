@@ -22,19 +22,17 @@ from events.topics import (
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """A processor. `role`: the process it runs in; `views`: topics it keeps a view of; `agent`: a Faust agent, not a loop."""
+    """A processor. `role`: the process it runs in; `views`: topics it keeps a view of."""
 
     name: str
     role: str
     source: Topic
     sinks: tuple[Topic, ...]
     views: tuple[Topic, ...] = ()
-    agent: bool = False
 
 
 TOPOLOGY: Final = (
     Processor("intake", "intake", REQUESTS, (INBOX, DEADLETTER, SPECS, WORKERS), views=(SPECS,)),
-    Processor("deadletter", "intake", DEADLETTER, (), agent=True),
     Processor(
         "orchestrator",
         "orchestrator",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("events", "streams", "tools", "projections", "api", "infra")
 
 HOMES = {
-    "faust": ("streams.app", "streams.processors.deadletter"),
+    "faust": ("streams.app",),
     "mode": ("streams.app",),
     "litellm": ("streams.processors.llm_*",),
     "fastapi": ("api", "api.*", "infra.gateway.*"),

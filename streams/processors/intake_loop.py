@@ -112,8 +112,6 @@ class IntakeLoop:
                 continue
             for each in outgoing:
                 kafka.produce(self.producer, self.settings, each, self._acks)
-                if each.topic is topics.DEADLETTER:
-                    log.warning("intake.refused", partition=record.partition, offset=record.offset)
             self._positions[record.partition] = record.offset + 1
         self.producer.poll(0)
         now = time.monotonic()
