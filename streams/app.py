@@ -6,6 +6,7 @@ ends the process, so that whoever supervises it starts it anew and it takes over
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import threading
@@ -264,11 +265,12 @@ def run(role: str, settings: Settings) -> None:
 
 
 def _end_in_time(worker: faust.Worker) -> None:
-    """End the process when it was told to end and doesn't."""
+    """End the process when it was told to end and doesn't; its log then says what each thread waited for."""
     while not worker.should_stop:
         time.sleep(0.5)
     time.sleep(END_S)
     log.error("end.overdue", seconds=END_S, next="the process ends; what it held is done again by others")
+    faulthandler.dump_traceback(all_threads=True)
     os._exit(1)
 
 

@@ -12,9 +12,13 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
+import structlog
+
 from events import codec
 from events.decisions import DeadLetter
 from events.topics import DEADLETTER, MAX_VALUE_BYTES, Topic
+
+log = structlog.get_logger()
 
 Headers = list[tuple[str, bytes]]
 
@@ -145,6 +149,7 @@ def dead_letter(
     """Return a record that can't be processed as a dead letter with its original bytes.
 
     Parts that would not fit are cut, and `CUT` names them: a letter that can't be written would stop the partition for good.
+    It is logged here, so that none goes by unseen.
     """
     key, value, headers = record.key, record.value, _fitting(record.headers)
     sizes = {"value": (len(value or b""), _MOST_VALUE), "key": (len(key or b""), _MOST_KEY)}
@@ -170,6 +175,8 @@ def dead_letter(
         headers,
     )
     found = envelope(DEADLETTER, identity, letter, source=source, identity=identity)
+    # Once it is bytes: what Avro takes as text can be written to any log.
+    log.warning("deadletter", reason=reason, detail=detail, source=source, at=identity, run_id=letter.run_id)
     return replace(found, headers=[*found.headers, (CUT, ",".join(cut).encode())]) if cut else found
 
 

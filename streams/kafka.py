@@ -25,8 +25,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from events import codec, topics
-from events.decisions import DeadLetter
+from events import topics
 from events.topics import Topic
 from streams.envelope import Incoming, Outgoing, ReadHeaders
 from streams.settings import Settings
@@ -195,11 +194,7 @@ def headers_of(message: Message) -> list[tuple[str, bytes | None]] | None:
 
 
 def produce(target: Producer, settings: Settings, record: Outgoing, on_delivery: Callable[[Any, Any], None]) -> None:
-    """Queue a record, waiting while the queue is full. A dead letter is logged, so that none goes by unseen."""
-    if record.topic is topics.DEADLETTER and codec.kind_of(record.value) is DeadLetter:
-        letter = codec.decode(record.value or b"", DeadLetter)
-        at = f"{letter.topic}/{letter.partition}/{letter.offset}"
-        log.warning("deadletter", reason=letter.reason, detail=letter.detail, at=at, run_id=letter.run_id)
+    """Queue a record, waiting while the queue is full."""
     where: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
     if record.at_ms is not None:
         where["timestamp"] = record.at_ms

@@ -39,7 +39,6 @@ START_S = 300.0
 ROLES = ("intake", "orchestrator", "tool", "llm", "api")
 GROUPS = (
     ("intake", topics.REQUESTS),
-    ("deadletter", topics.DEADLETTER),
     ("orchestrator", topics.INBOX),
     ("tool.calls", topics.TOOL_CALLS),
     ("llm.calls", topics.LLM_CALLS),

@@ -137,11 +137,11 @@ def test_a_start_that_is_impossible_is_told_and_the_keeper_goes_on(tmp_path: Pat
 def test_what_is_started_follows_the_settings(tmp_path: Path) -> None:
     """A Kafka elsewhere and a remote model are used, not started."""
     assert names(Settings(data_dir=tmp_path)) == ["kafka", "model", "intake", "orchestrator", "llm", "tool", "api"]
-    elsewhere = Settings(bootstrap_servers="kafka.example:9092", model="anthropic/claude")
+    elsewhere = Settings(data_dir=tmp_path, bootstrap_servers="kafka.example:9092", model="anthropic/claude")
     assert names(elsewhere) == ["intake", "orchestrator", "llm", "tool", "api"]
     assert names(elsewhere, "kafka", "api") == ["api"]
     with pytest.raises(EmbeddedError, match="no nosuch to start"):
-        names(Settings(), "nosuch")
+        names(Settings(data_dir=tmp_path), "nosuch")
 
 
 def test_children_get_these_very_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
