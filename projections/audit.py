@@ -295,16 +295,17 @@ def _name(found: Found, node_id: str, run_id: str = "") -> str:
 
 
 def _cost(db: Connection, run_id: str) -> AuditedCost:
-    wanted = costs.Filter(run_id=run_id)
+    wanted = costs.Filter(runs=costs.family(db, run_id))
 
     def grouped(by: str) -> list[Spent]:
         found = costs.costs(db, wanted, by, GROUPS)
         groups = [_spent(_key(each["key"]), each) for each in found.groups]
         return [*groups, _spent(f"{found.left_out:,} others", found.rest)] if found.rest else groups
 
-    own, children = (costs.in_family(db, wanted, own=own) for own in (True, False))
+    total = costs.costs(db, wanted, "run", 1).total
+    own, children = costs.in_family(db, wanted, total)
     return AuditedCost(
-        total=_spent("total", costs.costs(db, wanted, "run", 1).total),
+        total=_spent("total", total),
         own=_spent("this run", own),
         children=_spent("runs that it started", children),
         by_step=grouped("step"),

@@ -5,6 +5,7 @@ through the same filter as who reads Kafka. Memory is bounded by what one partit
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,7 +61,7 @@ class Export:
 
     def run(self, planned: Callable[[int], Tick]) -> list[Exported]:
         """Write what is there now and not in the archive yet. `planned`: is told how many offsets that are."""
-        with held(self._folder), kafka.closing(kafka.reader(self._settings)) as source:
+        with held(self._folder), closing(kafka.reader(self._settings)) as source:
             manifest = Manifest.load(self._folder, self._settings.topic_prefix)
             for topic in self._wanted:
                 self._begin(manifest, topic)

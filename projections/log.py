@@ -5,6 +5,7 @@ from events.decisions import Decision
 from events.errors import NotDecodableError
 from events.ids import chain_hash
 from streams import kafka
+from streams.lending import lent
 from streams.settings import Settings
 
 
@@ -13,12 +14,12 @@ class RecordGoneError(Exception):
 
 
 def decision_at(settings: Settings, partition: int, offset: int, expected_hash: bytes) -> Decision:
-    """Return the decision at a place of the log. Takes about 50 ms: a connection of its own.
+    """Return the decision at a place of the log.
 
     Raises RecordGoneError when another record, or none, is there, and KafkaUnreachableError.
     """
     topic = kafka.name(settings, topics.DECISIONS)
-    with kafka.closing(kafka.reader(settings)) as source:
+    with lent(settings) as source:
         for message in kafka.read_partition(source, topic, partition, offset, offset + 1):
             value = message.value()
             if message.offset() != offset or chain_hash(codec.unframed(value or b"")) != expected_hash:

@@ -20,6 +20,7 @@ from events.decisions import Decision
 from events.errors import NotDecodableError
 from projections.replay_parquet import DamagedError, ParquetFile
 from streams import kafka
+from streams.lending import lent
 from streams.schemas import Schemas
 from streams.settings import Settings
 from streams.workflow.spec import digest
@@ -136,10 +137,10 @@ class KafkaLog:
     @classmethod
     def open(cls, settings: Settings, only: int | None = None) -> "KafkaLog":
         """Look how long the partitions are, or the only one. Raises KafkaUnreachableError and TopicsMissingError."""
-        cluster = kafka.find(kafka.admin(settings), settings, [topics.DECISIONS, topics.SPECS], timeout_s=5.0)
-        count = cluster.partitions[topics.DECISIONS.name]
         topic = kafka.name(settings, topics.DECISIONS)
-        with kafka.closing(kafka.reader(settings)) as source:
+        with lent(settings) as source:
+            counts = kafka.partition_counts(source, settings, [topics.DECISIONS, topics.SPECS], timeout_s=5.0)
+            count = counts[topics.DECISIONS.name]
             wanted = range(count) if only is None else (only,)
             return cls(settings, count, {each: Span(*kafka.watermarks(source, topic, each)) for each in wanted})
 
@@ -165,20 +166,20 @@ class KafkaLog:
     def records(self, partition: int, span: Span) -> Iterator[Record]:
         """Yield a partition's records."""
         topic = kafka.name(self.settings, topics.DECISIONS)
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with lent(self.settings) as source:
             for message in kafka.read_partition(source, topic, partition, *span):
                 found = kafka.incoming(message)
                 yield Record(found.offset, found.value, found.key, found.headers.get("ce_id"))
 
     def since(self, at_ms: int) -> Mapping[int, int]:
         """Return each partition's first offset from a time on."""
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with lent(self.settings) as source:
             ends = {partition: span.end for partition, span in self.ends.items()}
             return kafka.first_since(source, kafka.name(self.settings, topics.DECISIONS), ends, at_ms)
 
     def specs(self) -> dict[str, str]:
         """Return what is registered."""
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with lent(self.settings) as source:
             messages = kafka.read_partition(source, kafka.name(self.settings, topics.SPECS), 0, 0)
             return registered((message.value() for message in messages), self.damage)
 

@@ -31,6 +31,8 @@ _PATIENCE_S: Final = 0.2
 _GATHER_S: Final = 0.1
 _LOOK_EVERY_S: Final = 5.0
 """How often to ask whether the topics are still the same ones: 2 ms each time."""
+_SILENCE_S: Final = 10.0
+"""When nothing has come for so long, the partitions' ends are asked for, rather than taken from fetches that may have ceased."""
 _KINDS: Final = {
     topic.name: (topic.kind, DeadLetterSettled) if topic is topics.DEADLETTER else (topic.kind,) for topic in SOURCES
 }
@@ -55,16 +57,17 @@ class Source:
         self._consumer, self._admin = kafka.reader(settings), kafka.admin(settings)
         self._schemas = Schemas(settings)
         self._newer: dict[tuple[str, int], NewerCodeError] = {}
-        self._looked = time.monotonic()
+        self._looked = self._heard = time.monotonic()
+        self._doubted: Positions = {}
         self._positions: Positions = {}
         self.ends: Positions = {}
 
-    def look(self) -> Positions:
+    def look(self, timeout_s: float = kafka.PATIENCE_S) -> Positions:
         """Ask for first offsets and ends of all partitions; return the first offsets. Raises KafkaUnreachableError."""
         firsts: Positions = {}
         for topic, partitions in self._read.items():
             for partition in partitions:
-                low, high = kafka.watermarks(self._consumer, kafka.name(self._settings, topic), partition)
+                low, high = kafka.watermarks(self._consumer, kafka.name(self._settings, topic), partition, timeout_s)
                 firsts[topic.name, partition], self.ends[topic.name, partition] = low, high
         return firsts
 
@@ -93,6 +96,31 @@ class Source:
         if now != self._cluster:
             changed = [topic.name for topic in SOURCES if now.ids[topic.name] != self._cluster.ids[topic.name]]
             raise TopicsChangedError(f"{changed or 'the numbers of partitions'} changed while they were read")
+        if time.monotonic() - self._heard >= _SILENCE_S:
+            self._listen_again()
+
+    def _listen_again(self) -> None:
+        """Begin anew with another consumer if this one is silent though there is something to be heard.
+
+        One was seen that had heard nothing for minutes after its broker went away and came back.
+        """
+        self._heard = time.monotonic()
+        try:
+            firsts = self.look(_PATIENCE_S)
+        except KafkaUnreachableError:
+            return
+        unheard = {
+            place: end
+            for place, end in self.ends.items()
+            if max(firsts[place], self._positions.get(place, 0)) < end and place not in self._newer
+        }
+        # Once for the same ends: what is left there may be nothing to be read, as a transaction's end mark.
+        if unheard and unheard != self._doubted:
+            log.warning("views.unheard", records={f"{topic}/{partition}": end for (topic, partition), end in unheard.items()})
+            self._doubted = unheard
+            self._consumer.close()
+            self._consumer = kafka.reader(self._settings)
+            self.begin(self._positions)
 
     def poll(self) -> Batch:
         """Return what has come within 0.2 s; far behind, wait a little for a full batch: each transaction costs 10 ms.
@@ -100,6 +128,8 @@ class Source:
         Of a partition nothing behind a record that newer code wrote. Raises KafkaUnreachableError.
         """
         messages = kafka.poll(self._consumer, _PATIENCE_S, self._most)
+        if messages:
+            self._heard = time.monotonic()
         size = sum(map(len, messages))
         until = time.monotonic() + _GATHER_S
         while messages and len(messages) < self._most and time.monotonic() < until and self.far_behind:

@@ -32,8 +32,7 @@ from streams.settings import Settings
 
 log = structlog.get_logger()
 
-BATCH: Final = 1000
-"""Most records that one poll takes."""
+BATCH: Final = 1000  # records that one poll takes at most
 PATIENCE_S: Final = 120.0
 """How long Kafka may be away, as when it starts anew, until a process that needs it gives up."""
 _MAX_RECORD_BYTES: Final = topics.MAX_VALUE_BYTES + 1024 * 1024
@@ -66,6 +65,7 @@ def client(settings: Settings, **properties: Any) -> dict[str, Any]:
         "socket.nagle.disable": True,
         # A broker that restarts is back within seconds: look again soon.
         "reconnect.backoff.max.ms": 1000,
+        "topic.metadata.refresh.interval.ms": 10_000,  # else who asked while a broker was starting may be deaf for 5 minutes
         **settings.kafka,
         **properties,
     }
@@ -370,13 +370,28 @@ def connect(settings: Settings, timeout_s: float = PATIENCE_S, also: Sequence[To
 
 def find(client_: AdminClient, settings: Settings, wanted: Sequence[Topic], timeout_s: float = 2.0) -> Cluster:
     """Return what is known of these topics, and make none. Raises KafkaUnreachableError and TopicsMissingError."""
-    try:
-        there = client_.list_topics(timeout=timeout_s).topics
-        if missing := [full for topic in wanted if (full := name(settings, topic)) not in there]:
-            raise TopicsMissingError(
-                f"Kafka at {settings.bootstrap_servers} has no {', '.join(missing)} yet; a processor makes them when it starts"
-            )
+    partition_counts(client_, settings, wanted, timeout_s)
+    with _found_or_not(settings):
         return _described(client_, settings, wanted)
+
+
+def partition_counts(
+    client_: AdminClient | Consumer, settings: Settings, wanted: Sequence[Topic], timeout_s: float = 2.0
+) -> dict[str, int]:
+    """Return how many partitions these topics have, by our names. Raises KafkaUnreachableError and TopicsMissingError."""
+    with _found_or_not(settings):
+        there = client_.list_topics(timeout=timeout_s).topics
+    if missing := [full for topic in wanted if (full := name(settings, topic)) not in there]:
+        raise TopicsMissingError(
+            f"Kafka at {settings.bootstrap_servers} has no {', '.join(missing)} yet; a processor makes them when it starts"
+        )
+    return {topic.name: len(there[name(settings, topic)].partitions) for topic in wanted}
+
+
+@contextlib.contextmanager
+def _found_or_not(settings: Settings) -> Iterator[None]:
+    try:
+        yield
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:  # deleted since the list was made
             raise TopicsMissingError(f"Kafka at {settings.bootstrap_servers}: {error.args[0].str()}") from error
@@ -416,8 +431,7 @@ def _described(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]
 
 def _describe(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]) -> Cluster:
     cluster = _described(client_, settings, wanted)
-    partitions = cluster.partitions
-    inbox = partitions[topics.INBOX.name]
+    partitions, inbox = cluster.partitions, cluster.partitions[topics.INBOX.name]
     for each in (topics.DECISIONS, topics.FINISHED, topics.DECISIONS_JSON):
         if partitions.get(each.name, inbox) != inbox:
             raise TopicMismatchError(
@@ -431,15 +445,6 @@ def uuid_bytes(identity: Any) -> bytes:
     """Return a Kafka topic id as 16 bytes."""
     most, least = identity.get_most_significant_bits(), identity.get_least_significant_bits()
     return bytes((most & (1 << 64) - 1).to_bytes(8) + (least & (1 << 64) - 1).to_bytes(8))
-
-
-@contextlib.contextmanager
-def closing(source: Consumer) -> Iterator[Consumer]:
-    """Close a consumer at the end, whatever happens."""
-    try:
-        yield source
-    finally:
-        source.close()
 
 
 __all__ = ["BATCH", "TIMESTAMP_LOG_APPEND_TIME", "Acks", "Cluster", "Consumer", "Message", "TopicPartition"]

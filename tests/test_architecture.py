@@ -50,7 +50,15 @@ OURS = {
     "tools": (),
     "streams": ("events", "tools"),
     "projections": (
-        *("events", "streams.workflow", "streams.kafka", "streams.schemas", "streams.settings", "streams.envelope"),
+        *(
+            "events",
+            "streams.workflow",
+            "streams.kafka",
+            "streams.lending",
+            "streams.schemas",
+            "streams.settings",
+            "streams.envelope",
+        ),
         "streams.payloads",
     ),
     "api": ("events", "projections", "streams.workflow", "streams.kafka", "streams.settings", "streams.envelope"),

@@ -45,11 +45,12 @@ def show_run_cost(
     limit: Limit = 100,
 ) -> RunCosts:
     """Say what a run cost, with the runs that it started; a unique beginning of its id is enough."""
-    wanted = cost.Filter(ms_of(since), ms_of(until), run_id=resolve(view, run_id))
+    identity = resolve(view, run_id)
+    wanted = cost.Filter(ms_of(since), ms_of(until), runs=cost.family(view.db, identity))
     found = cost.costs(view.db, wanted, by, limit)
-    own, children = (cost.in_family(view.db, wanted, own=own) for own in (True, False))
+    own, children = cost.in_family(view.db, wanted, found.total)
     return RunCosts(
-        run_id=wanted.run_id,
+        run_id=identity,
         by=by,
         total=found.total,
         groups=found.groups,

@@ -5,6 +5,7 @@ import binascii
 import json
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -111,7 +112,7 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fo
 def reports(settings: Settings) -> list[Seen]:
     """Return what each process that hasn't stopped said last, by role and start. Raises KafkaUnreachableError."""
     newest: dict[bytes, WorkerReported] = {}
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for message in kafka.read_partition(source, kafka.name(settings, topics.WORKERS), 0, 0):
             key, value = message.key() or b"", message.value()
             newest.pop(key, None)
@@ -198,7 +199,7 @@ def _oldest_ms(settings: Settings, starts: list[TopicPartition]) -> int | None:
     """Return the age of the oldest of the records at these places; None if they don't come soon."""
     stamps: dict[int, int] = {}
     deadline = time.monotonic() + _OLDEST_S
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         source.assign(starts)
         while len(stamps) < len(starts) and time.monotonic() < deadline:
             for message in kafka.poll(source, 0.1, 100):

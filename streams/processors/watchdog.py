@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,7 +101,7 @@ class Watchdog:
         self._stop.set()
 
     def _watch(self) -> None:
-        with kafka.closing(kafka.consumer(self._settings, self._group)) as source:
+        with closing(kafka.consumer(self._settings, self._group)) as source:
             self._turned = self._looked = time.monotonic()
             while not self._stop.wait(self._settings.stuck_after_s / _LOOKS):
                 problem = self._problem(source, time.monotonic())

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -398,7 +399,7 @@ class Worker:
         topic = kafka.name(self.settings, self.topic)
         firsts = {partition: max(0, start - _LOOK_BACK) for partition, start in starts.items()}
         open_: dict[int, tuple[int, int, int]] = {}
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with closing(kafka.reader(self.settings)) as source:
             ends = {partition: kafka.watermarks(source, topic, partition)[1] for partition in starts}
             upto = {partition: min(start + 1, ends[partition]) for partition, start in starts.items()}
             for message in kafka.read_partitions(source, topic, firsts, upto):

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -111,7 +111,7 @@ class Cluster:
 def ends(settings: Settings, topic: topics.Topic) -> dict[int, int]:
     """Return the end of each partition."""
     count = kafka.connect(settings).partitions[topic.name]
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         return {each: kafka.watermarks(source, kafka.name(settings, topic), each)[1] for each in range(count)}
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -212,7 +212,7 @@ def _times(bench: Bench, starts: dict[int, int]) -> dict[str, list[int]]:
     """Return when the inputs of each run were on the inbox, in milliseconds, from these offsets of `decisions` on."""
     found: dict[str, list[int]] = {}
     settings = bench.cluster.settings
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for message in kafka.read_partitions(source, kafka.name(settings, topics.DECISIONS), starts):
             decision = codec.decode(message.value(), Decision)
             found.setdefault(decision.run_id, []).append(decision.at)

@@ -186,7 +186,7 @@ def produce(settings: Settings, decisions: int, inflight: int) -> None:
     """Write the log, unless it is there."""
     there = kafka.connect(settings)
     name, partitions = kafka.name(settings, topics.DECISIONS), there.partitions[topics.DECISIONS.name]
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         if sum(kafka.watermarks(source, name, each)[1] for each in range(partitions)) >= decisions:
             return
     registry.publish(settings, list({spec.name: spec for spec in SPECS}.values()))
@@ -298,7 +298,7 @@ def main() -> None:
         produce(settings, options.decisions, options.inflight)
         path = options.log / "rebuilt.duckdb"
         took = rebuilt(settings, path)
-        with kafka.closing(kafka.reader(settings)) as source:
+        with closing(kafka.reader(settings)) as source:
             partitions = kafka.connect(settings).partitions[topics.DECISIONS.name]
             name = kafka.name(settings, topics.DECISIONS)
             decisions = sum(kafka.watermarks(source, name, each)[1] for each in range(partitions))

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -103,7 +104,7 @@ def read(cluster: Cluster, topic: topics.Topic) -> tuple[int, float, float]:
     """Read a whole topic: return the number of records, and the microseconds of taking them and of making them ours."""
     settings, took, messages = cluster.settings, 0.0, []
     name, partitions = kafka.name(settings, topic), kafka.connect(settings).partitions[topic.name]
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         total = sum(kafka.watermarks(source, name, each)[1] for each in range(partitions))
         source.assign([kafka.TopicPartition(name, each, 0) for each in range(partitions)])
         while len(messages) < total:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,13 +201,13 @@ class Ledger:
             places.append(TopicPartition(kafka.name(self.settings, topics.INBOX), writer.partition, commit.position, metadata))
             if committed_base(places[-1], self.cluster.ids) != commit:
                 raise RuntimeError(f"an orchestrator reads {commit} as {committed_base(places[-1], self.cluster.ids)}")
-        with kafka.closing(kafka.consumer(self.settings, GROUP)) as member:
+        with closing(kafka.consumer(self.settings, GROUP)) as member:
             _committed(member, places)
 
     def pack(self, writer: Writer) -> None:
         """Let a tenure read its partition of the index to the end, and write all of it into a pack."""
         name, tenure = kafka.name(self.settings, topics.FINISHED), writer.tenure
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with closing(kafka.reader(self.settings)) as source:
             for message in kafka.read_partition(source, name, writer.partition, tenure.finished.end):
                 tenure.index_read(message.offset() or 0, message.key(), message.value())
         for record in tenure.pack():

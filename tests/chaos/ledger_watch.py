@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -91,7 +92,7 @@ class LedgerWatch:
     def _read_on(self) -> None:
         """Read until nothing has come for a while: after a broker's restart a client may hear nothing more for minutes."""
         name = kafka.name(self._settings, topics.DECISIONS)
-        with kafka.closing(kafka.reader(self._settings)) as source:
+        with closing(kafka.reader(self._settings)) as source:
             source.assign([TopicPartition(name, partition, self._next[partition]) for partition in self._chains])
             heard = time.monotonic()
             while not self._stop.is_set() and time.monotonic() - heard < SILENT_S:

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
@@ -238,7 +238,7 @@ class Installation:
     def requests(self) -> int:
         """Return how many records were ever put on `requests`."""
         name = kafka.name(self.settings, topics.REQUESTS)
-        with kafka.closing(kafka.reader(self.settings)) as source:
+        with closing(kafka.reader(self.settings)) as source:
             return sum(kafka.watermarks(source, name, p)[1] for p in range(PARTITIONS))
 
     def lag(self) -> dict[str, int]:

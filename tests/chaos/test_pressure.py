@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -229,7 +230,7 @@ class Requests:
 def waiting_calls(settings: Settings, partitions: int) -> int:
     """Return how many calls of `llm.calls` are not done, as the broker knows it: ends minus committed offsets."""
     topic = streams_kafka.name(settings, topics.LLM_CALLS)
-    with streams_kafka.closing(streams_kafka.consumer(settings, topics.LLM_CALLS.name)) as group:
+    with closing(streams_kafka.consumer(settings, topics.LLM_CALLS.name)) as group:
         committed = group.committed([TopicPartition(topic, number) for number in range(partitions)], timeout=30)
         ends = [streams_kafka.watermarks(group, topic, number)[1] for number in range(partitions)]
     return sum(ends) - sum(max(0, each.offset) for each in committed)

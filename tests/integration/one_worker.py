@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from events import codec, topics
 from events.calls import CancelCall, LlmCall, LlmCallRequested, ToolCall, ToolCallRequested
@@ -175,7 +175,7 @@ def cancel(settings: Settings, *names: str) -> None:
 def results(settings: Settings) -> dict[str, list[object]]:
     """Return all results on the inbox, by call."""
     found: dict[str, list[object]] = {}
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for partition in range(settings.partitions):
             for message in kafka.read_partition(source, kafka.name(settings, topics.INBOX), partition, 0):
                 result = codec.decode(message.value(), InboxMessage).input
@@ -194,7 +194,7 @@ def result(settings: Settings, name: str, patience_s: float = 20) -> object:
 def assert_all_acknowledged(settings: Settings, topic: Topic) -> None:
     """No call of the queue is left to be made: the group has passed them all."""
     full = kafka.name(settings, topic)
-    with kafka.closing(kafka.consumer(settings, topic.name)) as member:
+    with closing(kafka.consumer(settings, topic.name)) as member:
         parts = [kafka.TopicPartition(full, partition) for partition in range(settings.partitions)]
         ends = {each.partition: kafka.watermarks(member, full, each.partition)[1] for each in parts}
         until(lambda: all(max(0, each.offset) == ends[each.partition] for each in member.committed(parts, timeout=10)), 20)

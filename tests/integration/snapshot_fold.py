@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from events import codec, topics
@@ -77,7 +78,7 @@ def difference(value: bytes, run_id: str, state: RunState, decisions_topic_id: b
 def compare_all(settings: Settings) -> Compared:
     """Compare every snapshot that is not deleted with the decisions on a cluster."""
     cluster, source, found = kafka.connect(settings), kafka.reader(settings), Compared()
-    with kafka.closing(source):
+    with closing(source):
         for partition in range(cluster.partitions[topics.SNAPSHOTS.name]):
             snapshots: dict[str, list[bytes]] = {}
             for message in kafka.read_partition(source, kafka.name(settings, topics.SNAPSHOTS), partition, 0):

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def start(settings: Settings, spec: WorkflowSpec, runs: int, **inputs: Any) -> s
 
 def decisions(settings: Settings) -> list[Decision]:
     """Return all decisions."""
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         return [
             codec.decode(message.value(), Decision)
             for partition in range(settings.partitions)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Self
 
@@ -89,7 +89,7 @@ class Brokers:
         """Return how often each record stands on the topic."""
         reader, found = kafka.reader(self.settings), Counter[str]()
         name = kafka.name(self.settings, topics.REQUESTS)
-        with kafka.closing(reader):
+        with closing(reader):
             for partition in range(self.settings.partitions):
                 found.update((message.value() or b"").decode() for message in kafka.read_partition(reader, name, partition, 0))
         return found
@@ -160,7 +160,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
 def test_every_record_is_on_three_brokers(brokers: Brokers) -> None:
     """Our topics and Kafka's own have three replicas, and two must have a record; nobody behind is elected."""
     admin = kafka.admin(brokers.settings)
-    with kafka.closing(kafka.consumer(brokers.settings, "a-group")) as member:  # makes Kafka's own topic of offsets
+    with closing(kafka.consumer(brokers.settings, "a-group")) as member:  # makes Kafka's own topic of offsets
         member.subscribe([kafka.name(brokers.settings, topics.REQUESTS)])
         until(lambda: member.poll(0.1) is None and "__consumer_offsets" in admin.list_topics(timeout=5).topics, "offsets topic")
     found = admin.list_topics(timeout=5).topics

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def asked(own: Settings, shell: Shell) -> str:
 
     def over() -> bool:
         name = kafka.name(own, topics.DECISIONS_JSON)
-        with kafka.closing(kafka.reader(own)) as source:
+        with closing(kafka.reader(own)) as source:
             return any(b'"RunCompleted"' in (each.value() or b"") for each in kafka.read_partitions(source, name, {0: 0, 1: 0}))
 
     until(over, 60)
@@ -131,7 +132,7 @@ def test_a_run_from_request_to_result_by_kcat(own: Settings, asked: str, shell: 
     The copy is whole, without Kafka.
     """
     shell(blocks("Ask for a run")[1])
-    with kafka.closing(kafka.reader(own)) as source:
+    with closing(kafka.reader(own)) as source:
         name = kafka.name(own, topics.REQUESTS)
         assert len(list(kafka.read_partitions(source, name, {0: 0, 1: 0}))) == 2
     watched = shell(blocks("Watch one run")[1]).splitlines()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def foldflow(settings: Settings, *arguments: str) -> "subprocess.CompletedProces
 
 def stored(settings: Settings, cluster: Cluster, topic: topics.Topic) -> list[Incoming]:
     """Return all that stands on a topic."""
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         return [
             kafka.incoming(message)
             for partition in range(cluster.partitions[topic.name])

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def requests(settings: Settings) -> dict[tuple[int, int], Any]:
     """Return what stands on the topic, by partition and offset."""
     topic = kafka.name(settings, topics.REQUESTS)
     found = {}
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for message in kafka.read_partitions(source, topic, {0: 0, 1: 0}):
             value = message.value()
             kind = codec.kind_of(value)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def mirrors(own: Settings, tmp_path: Path) -> Iterator[Any]:
 def records(settings: Settings, topic: topics.Topic) -> dict[int, list[Any]]:
     """Return what stands on a topic, by partition."""
     found = defaultdict(list)
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for message in kafka.read_partitions(source, kafka.name(settings, topic), dict.fromkeys(range(histories.PARTITIONS), 0)):
             found[message.partition() or 0].append(kafka.incoming(message))
     return found
@@ -98,7 +99,7 @@ def test_killed_in_the_middle_it_leaves_out_nothing(own: Settings, mirrors: Any)
         assert list(first) == sorted(first)
     process.terminate()
     assert process.wait(60) == 0
-    with kafka.closing(kafka.consumer(own, "mirror")) as member:
+    with closing(kafka.consumer(own, "mirror")) as member:
         places = [kafka.TopicPartition(kafka.name(own, topics.DECISIONS), each) for each in range(histories.PARTITIONS)]
         committed = {each.partition: each.offset for each in member.committed(places, timeout=10)}
     assert committed == {partition: len(part) for partition, part in originals.items()}

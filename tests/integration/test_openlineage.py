@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def committed(settings: Settings, said: str) -> dict[int, int]:
     """Return how far it is told by the consumer group that the command has named, by partition."""
     if not (named := re.findall(r"consumer group (\S+)\.\n", said)):
         return {}
-    with kafka.closing(kafka.consumer(settings, named[-1].removeprefix(settings.topic_prefix))) as member:
+    with closing(kafka.consumer(settings, named[-1].removeprefix(settings.topic_prefix))) as member:
         places = [kafka.TopicPartition(kafka.name(settings, topics.DECISIONS), each) for each in range(histories.PARTITIONS)]
         return {each.partition: each.offset for each in member.committed(places, timeout=10)}
 
@@ -185,7 +186,7 @@ def test_a_topic_gets_the_same(own: Settings, tell: Any) -> None:
     admin.create_topics([NewTopic(name, 2, 1)])[name].result()
     process = tell("--topic", name, "--json")
     assert json.loads(process.communicate(timeout=60)[0]) == {"to": f"topic {name}", "namespace": "space", "events": len(wanted)}
-    with kafka.closing(kafka.reader(own)) as source:
+    with closing(kafka.reader(own)) as source:
         found = [kafka.incoming(each) for each in kafka.read_partitions(source, name, {0: 0, 1: 0})]
     run_id = wanted[0].run_id
     assert sorted(each.value for each in found) == sorted(each.value for each in wanted)

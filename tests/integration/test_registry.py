@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_confluent_s_client_finds_all_schemas_and_decodes_decisions(own: Setting
         assert client.get_global_mode() == client.get_mode(subject) == "READONLY"
         assert (client.get_contexts(), client.get_schema_types()) == (["."], ["AVRO"])
         read = AvroDeserializer(client)
-        with kafka.closing(kafka.reader(own)) as source:
+        with closing(kafka.reader(own)) as source:
             name = kafka.name(own, topics.DECISIONS)
             for message in kafka.read_partitions(source, name, dict.fromkeys(range(histories.PARTITIONS), 0)):
                 said = read(message.value(), SerializationContext(name, MessageField.VALUE))
@@ -283,7 +284,7 @@ def test_with_a_real_registry_its_ids_are_written_and_read(settings: Settings, r
     assert len(client.get_versions(f"{name}-value")) == len(catalog.versions(Decision))
     assert client.get_latest_version(f"{name}-value").schema_id < 1000
     ids, read, decoded = set(), AvroDeserializer(client), 0
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         for message in kafka.read_partitions(source, name, dict.fromkeys(range(settings.partitions), 0)):
             number = int.from_bytes((message.value() or b"")[1:5])
             ids.add(number)

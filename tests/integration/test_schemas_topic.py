@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def until(condition: Callable[[], bool], explain: Callable[[], object], patience
 
 def values(settings: Settings, topic: Topic) -> list[bytes]:
     """Return what stands on partition 0 of a topic."""
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         return [each.value() or b"" for each in kafka.read_partition(source, kafka.name(settings, topic), 0, 0)]
 
 
@@ -159,7 +160,7 @@ def letters(settings: Settings) -> list[tuple[int, str, bytes | None]]:
 
 
 def committed(settings: Settings, topic: Topic, group: str) -> int:
-    with kafka.closing(kafka.consumer(settings, group)) as member:
+    with closing(kafka.consumer(settings, group)) as member:
         (found,) = commits.committed(member, [kafka.TopicPartition(kafka.name(settings, topic), 0)])
         return found.offset
 

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -94,7 +94,7 @@ def kept(settings: Settings) -> dict[str, RunSnapshot]:
     """Return the newest snapshot of each run that is not deleted."""
     cluster, source = kafka.connect(settings), kafka.reader(settings)
     found: dict[bytes, bytes | None] = {}
-    with kafka.closing(source):
+    with closing(source):
         for partition in range(cluster.partitions[topics.SNAPSHOTS.name]):
             for message in kafka.read_partition(source, kafka.name(settings, topics.SNAPSHOTS), partition, 0):
                 found[message.key() or b""] = message.value()
@@ -107,7 +107,7 @@ def history(settings: Settings) -> tuple[dict[str, list[Decision]], dict[str, st
     cluster, source = kafka.connect(settings), kafka.reader(settings)
     accepted: dict[str, list[Decision]] = {}
     breaks: dict[str, str] = {}
-    with kafka.closing(source):
+    with closing(source):
         for partition in range(cluster.partitions[topics.DECISIONS.name]):
             chain = Chain()
             for message in kafka.read_partition(source, kafka.name(settings, topics.DECISIONS), partition, 0):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_a_silent_workers_circuits_are_nobodys() -> None:
 
 def said(settings: Settings) -> list[WorkerReported | None]:
     """Return all records of the topic; None: a tombstone."""
-    with kafka.closing(kafka.reader(settings)) as source:
+    with closing(kafka.reader(settings)) as source:
         return [
             None if (value := message.value()) is None else codec.decode(value, WorkerReported)
             for message in kafka.read_partition(source, kafka.name(settings, topics.WORKERS), 0, 0)

@@ -136,10 +136,10 @@ def test_a_family_is_counted_once(made: list[Any]) -> None:
     families = {0: {0, 1, 2}, 3: {3, 4, 6}, 1: {1, 2}, 5: {5}, 7: {7}}
     with ledger(made) as db:
         for first, family in families.items():
-            wanted = cost.Filter(run_id=f"r{first}")
+            wanted = cost.Filter(runs=cost.family(db, f"r{first}"))
             found = cost.costs(db, wanted, "run", 100)
             assert found.total == told(counted(made, family))
-            own, children = (cost.in_family(db, wanted, own=own) for own in (True, False))
+            own, children = cost.in_family(db, wanted, found.total)
             assert own == told(counted(made, {first}))
             assert added([own, children]) == found.total
         # Labels are those of whoever asked for the work: what its runs started counts with them, and once.
@@ -196,7 +196,8 @@ def test_what_runs_and_steps_say_is_what_the_ledger_says(tmp_path: Path, seed: i
             assert {name: row[name] for name in ("input_tokens", "output_tokens", "cost_usd", "unpriced_calls")} == {
                 name: float(group[name]) for name in ("input_tokens", "output_tokens", "cost_usd", "unpriced_calls")
             }
-            own = cost.in_family(db, cost.Filter(run_id=row["run_id"]), own=True)
+            family = cost.Filter(runs=cost.family(db, row["run_id"]))
+            own, _ = cost.in_family(db, family, cost.costs(db, family, "run", 1).total)
             assert own == {name: group[name] for name in cost.SUMS}
     views.close()
 
@@ -224,7 +225,7 @@ class Story:
     def cost(self, run: Run, by: str = "step") -> cost.Costs:
         """Return what a run and its children cost."""
         with self.views.snapshot() as (db, _):
-            return cost.costs(db, cost.Filter(run_id=run.id), by, 100)
+            return cost.costs(db, cost.Filter(runs=cost.family(db, run.id)), by, 100)
 
 
 def answer(run: Run, step: str, usd: float | None, call: str = "") -> LlmCallCompleted:
