@@ -22,7 +22,7 @@ import structlog
 from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
-from streams import kafka, schemas
+from streams import kafka, memory, schemas
 from streams.processors import intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
@@ -238,6 +238,7 @@ def _say_ready(settings: Settings, reporter: Reporter) -> None:
     if settings.ready_file is not None:
         settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
         settings.ready_file.touch()
+    memory.give_back()
 
 
 def run(role: str, settings: Settings) -> None:

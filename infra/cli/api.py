@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.terminal import fail
+from streams import memory
 from streams.settings import Settings
 
 _POLL_S = 0.02
@@ -81,3 +82,4 @@ def _announce(settings: Settings, server: "uvicorn.Server", caught_up: threading
             return
     if settings.ready_file is not None:
         settings.ready_file.write_text("ready\n")
+    memory.give_back()

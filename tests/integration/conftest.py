@@ -1,13 +1,15 @@
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ports import free_port
 
+from events import catalog
 from infra.embedded.supervisor import Supervisor
+from streams import schemas
 from streams.kafka import connect
 from streams.settings import Settings
 
@@ -67,6 +69,20 @@ def settings(kafka: str, embedded: Supervisor, tmp_path: Path) -> Settings:
             "session_timeout_ms": 6_000,
         }
     )
+
+
+@pytest.fixture
+def restart() -> Iterator[Callable[[], None]]:
+    """Return what makes this process forget what it has learned, as if it were started anew; at the end it has."""
+    written = dict(catalog.WRITTEN_IDS)
+
+    def forget() -> None:
+        catalog.OWN_IDS.clear()
+        catalog.WRITTEN_IDS.update(written)
+        schemas._learned.clear()
+
+    yield forget
+    forget()
 
 
 @pytest.fixture

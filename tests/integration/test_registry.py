@@ -246,6 +246,7 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.timeout(600)
 @pytest.mark.thorough
+@pytest.mark.usefixtures("restart")
 def test_with_a_real_registry_its_ids_are_written_and_read(settings: Settings, registry_url: str) -> None:
     """Given a registry, then roles register all versions there and write its ids, a run goes its way, and everybody reads it.
 

@@ -1,7 +1,7 @@
 """Ids that a registry gave, on the topic `schemas`: who writes with them, and who can read that."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,20 +17,6 @@ KINDS = [kind for kind in catalog.ENTRIES if kind is not SchemaPublished]
 GIVEN = {own: number for number, own in enumerate((each for kind in KINDS for each in catalog.versions(kind)), 1)}
 CANCEL = CancelCall("call", "run", "step", "why")
 Restart = Callable[[], None]
-
-
-@pytest.fixture
-def restart() -> Iterator[Restart]:
-    """Return what makes this process forget what it has learned, as if it were started anew; at the end it has."""
-    written = dict(catalog.WRITTEN_IDS)
-
-    def forget() -> None:
-        catalog.OWN_IDS.clear()
-        catalog.WRITTEN_IDS.update(written)
-        schemas._learned.clear()
-
-    yield forget
-    forget()
 
 
 def test_who_learns_a_registry_s_ids_reads_and_writes_them(few: Settings, restart: Restart) -> None:
