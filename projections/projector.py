@@ -30,8 +30,10 @@ from streams.settings import Settings
 log = structlog.get_logger()
 
 _FILE: Final = "views.duckdb"
-_EVERY_S: Final = 0.1
-"""How often there is a transaction at most while the views are up to date: each costs as much as a hundred rows."""
+_EVERY_S: Final = (0.1, 0.5)
+"""How soon a transaction follows another while the views are up to date: each costs as much as hundreds of rows."""
+_SHARE: Final = 5
+"""The views take a fifth of the time for transactions, as long as that is within these bounds: what is busy goes on meanwhile."""
 _PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """How long to wait after the first, the second … hindrance without progress between them; then always the last."""
 _MANY: Final = 100_000
@@ -205,10 +207,11 @@ class Projector:
                 batch = source.poll()
                 self._ends = dict(source.ends)
                 if batch:
-                    next_at = time.monotonic() + _EVERY_S
+                    began = time.monotonic()
                     views.apply(batch)
+                    took = time.monotonic() - began
                     if not source.far_behind:
-                        self._stop.wait(next_at - time.monotonic())
+                        self._stop.wait(min(max(_EVERY_S[0], _SHARE * took), _EVERY_S[1]) - took)
                 source.refuse_newer()
                 if self.problem is not None and (batch or not any(self.lag(views.positions).values())):
                     log.info("projector.goes_on", after=self.problem)

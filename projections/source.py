@@ -33,6 +33,8 @@ _LOOK_EVERY_S: Final = 5.0
 """How often to ask whether the topics are still the same ones: 2 ms each time."""
 _SILENCE_S: Final = 10.0
 """When nothing has come for so long, the partitions' ends are asked for, rather than taken from fetches that may have ceased."""
+_FETCHES: Final = {"fetch.min.bytes": 64 * 1024, "fetch.wait.max.ms": 50}
+"""Under load a fetch for each record that comes would take the broker as much as another processor; this one isn't in a hurry."""
 _KINDS: Final = {
     topic.name: (topic.kind, DeadLetterSettled) if topic is topics.DEADLETTER else (topic.kind,) for topic in SOURCES
 }
@@ -54,7 +56,7 @@ class Source:
         self._read: dict[Topic, Sequence[int]] = {topic: range(cluster.partitions[topic.name]) for topic in SOURCES}
         if decisions is not None:
             self._read = {topics.DECISIONS: decisions}
-        self._consumer, self._admin = kafka.reader(settings), kafka.admin(settings)
+        self._consumer, self._admin = kafka.reader(settings, **_FETCHES), kafka.admin(settings)
         self._schemas = Schemas(settings)
         self._newer: dict[tuple[str, int], NewerCodeError] = {}
         self._looked = self._heard = time.monotonic()
@@ -119,7 +121,7 @@ class Source:
             log.warning("views.unheard", records={f"{topic}/{partition}": end for (topic, partition), end in unheard.items()})
             self._doubted = unheard
             self._consumer.close()
-            self._consumer = kafka.reader(self._settings)
+            self._consumer = kafka.reader(self._settings, **_FETCHES)
             self.begin(self._positions)
 
     def poll(self) -> Batch:

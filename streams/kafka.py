@@ -33,6 +33,8 @@ from streams.settings import Settings
 log = structlog.get_logger()
 
 BATCH: Final = 1000  # records that one poll takes at most
+FOLLOWS: Final = {"fetch.wait.max.ms": 100}
+"""A reader asks again after 10 ms: what else it asks waits behind a fetch that finds nothing. Many who wait so burden Kafka."""
 PATIENCE_S: Final = 120.0
 """How long Kafka may be away, as when it starts anew, until a process that needs it gives up."""
 _MAX_RECORD_BYTES: Final = topics.MAX_VALUE_BYTES + 1024 * 1024
@@ -128,10 +130,9 @@ def consumer(settings: Settings, group: str, **properties: Any) -> Consumer:
     )
 
 
-def reader(settings: Settings) -> Consumer:
-    """Return a consumer without a group, for `read_partition` and `follow`."""
-    # A broker answers one request of a connection after the other: others would wait behind a fetch that finds nothing.
-    return consumer(settings, "reader", **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+def reader(settings: Settings, **properties: Any) -> Consumer:
+    """Return a consumer without a group, for `read_partition`; with `FOLLOWS`, for one who stays at the end and waits."""
+    return consumer(settings, "reader", **{"enable.partition.eof": True, "fetch.wait.max.ms": 10, **properties})
 
 
 def admin(settings: Settings) -> AdminClient:
@@ -420,8 +421,7 @@ def _create(client_: AdminClient, settings: Settings, missing: list[Topic]) -> N
 
 
 def _described(client_: AdminClient, settings: Settings, wanted: Iterable[Topic]) -> Cluster:
-    names = {name(settings, topic): topic for topic in wanted}
-    ids, partitions = {}, {}
+    names, ids, partitions = {name(settings, topic): topic for topic in wanted}, {}, {}
     for full, future in client_.describe_topics(TopicCollection(list(names)), request_timeout=30).items():
         description = future.result()
         ids[names[full].name] = uuid_bytes(description.topic_id)

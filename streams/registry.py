@@ -29,7 +29,7 @@ class SpecRegistry:
     def __init__(self, settings: Settings, known: schemas.Schemas | None = None) -> None:
         self._schemas = known or schemas.Schemas(settings)
         self._topic = kafka.name(settings, topics.SPECS)
-        self._source: Consumer = kafka.reader(settings)
+        self._source: Consumer = kafka.reader(settings, **kafka.FOLLOWS)
         self._source.assign([kafka.TopicPartition(self._topic, 0, 0)])
         self._next = 0
         self._canonical: dict[str, str] = {}

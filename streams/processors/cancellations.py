@@ -36,7 +36,7 @@ class Cancellations:
         self._topic = kafka.name(settings, topics.CANCELLATIONS)
         self._most = most
         self._reasons: OrderedDict[bytes, str] = OrderedDict()
-        self._source = kafka.reader(settings)
+        self._source = kafka.reader(settings, **kafka.FOLLOWS)
 
     def open(self) -> None:
         """Read the newest up to the end as of now; `drain` goes on from there.
