@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from infra.embedded import class_cache, java
 from infra.embedded.errors import EmbeddedError
@@ -23,6 +24,18 @@ REPLICAS = 3
 """Replicas of a topic where there are as many brokers; two of them must have a record before it is acknowledged."""
 MAX_MESSAGE_BYTES = 9_000_000  # values up to 8 MB, plus key, headers and batch framing
 BROKER_LOG = Path(__file__).with_name("broker-log4j2.properties")
+_COMPILER: Final = (
+    "-XX:TieredStopAtLevel=4",
+    "-XX:Tier4InvocationThreshold=20000",
+    "-XX:Tier4MinInvocationThreshold=4000",
+    "-XX:Tier4CompileThreshold=40000",
+    "-XX:Tier4BackEdgeThreshold=160000",
+)
+"""The second compiler tier too, four times later than by default: what only the start needs isn't worth it.
+
+Measured on two cores with 20 runs in flight: 1,000 µs of a broker's CPU a step with the first tier alone, 600 with both by
+default, 570 so; compiling takes 6 CPU seconds, once. The start takes as long as before.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +220,7 @@ def command(broker: Broker) -> list[str]:
     """Return the command line of the broker; it needs `java.environment`."""
     cached = class_cache.flags_to_use_or_record(java.jar_folder(), java.java_version())
     heap = ("-Xms64m", "-Xmx384m") if broker.voters else ("-Xms128m", "-Xmx768m")
-    flags = (*heap, "-XX:+ExitOnOutOfMemoryError", f"-Dfoldflow.log={broker.log.absolute()}", *cached)
+    flags = (*heap, *_COMPILER, "-XX:+ExitOnOutOfMemoryError", f"-Dfoldflow.log={broker.log.absolute()}", *cached)
     return java.command_line(BROKER_LOG, flags, "kafka.Kafka", [str(broker.configuration.absolute())])
 
 
