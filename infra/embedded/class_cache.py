@@ -1,4 +1,7 @@
-"""Java's ahead-of-time cache of the broker's loaded and linked classes: Kafka starts in 0.6 s with it, in 1.3 s without.
+"""Java's ahead-of-time cache of a broker: its loaded and linked classes, and which code is hot.
+
+Kafka starts in 0.6 s with it, in 1.3 s without, and its first thousands of requests take two thirds of the CPU, since the second
+compiler knows at once what is worth its time (measured with 20 runs in flight).
 
 The first broker that runs without one records it and writes it when it is stopped in order, which takes 4 s, once per
 machine. The file is only a cache: Java ignores one that doesn't fit its version or the class path.
@@ -14,13 +17,13 @@ QUIET = ("-Xlog:aot*=off", "-Xlog:cds*=off")  # each class that can't be kept wo
 
 def flags_to_use(folder: Path, java_version: str) -> tuple[str, ...]:
     """Return the JVM flags that use the cache in `folder`; none when there is no cache."""
-    ready = folder / f"classes-{java_version}.aot"
+    ready = folder / f"broker-{java_version}.aot"
     return (f"-XX:AOTCache={ready}", *QUIET) if ready.exists() else ()
 
 
 def flags_to_use_or_record(folder: Path, java_version: str) -> tuple[str, ...]:
     """Return the JVM flags that use the cache in `folder`, or else record one."""
-    ready = folder / f"classes-{java_version}.aot"
+    ready = folder / f"broker-{java_version}.aot"
     if not ready.exists():
         _adopt(folder, ready)
     return flags_to_use(folder, java_version) or (
@@ -31,7 +34,7 @@ def flags_to_use_or_record(folder: Path, java_version: str) -> tuple[str, ...]:
 
 def _adopt(folder: Path, ready: Path) -> None:
     """Take over a finished recording as the cache, and remove what brokers that were killed have left."""
-    for recorded in folder.glob(f"recorded-{ready.stem.removeprefix('classes-')}-*.aot*"):
+    for recorded in folder.glob(f"recorded-{ready.stem.removeprefix('broker-')}-*.aot*"):
         # Java keeps `….aot.config` beside the file until the file is complete.
         unfinished = recorded.suffix == ".config" or recorded.with_suffix(".aot.config").exists()
         if not unfinished and not ready.exists():
