@@ -131,11 +131,16 @@ def stop_in_order(started: Iterable[Started], last: Sequence[str]) -> list[str]:
 
     A name stands for its numbered ones as well (`kafka` for `kafka-1`, `kafka-2` …). Return the names of what was stopped.
     """
-    alive = [(item, process) for item in started if (process := item.process()) is not None]
+    alive = [(item, process) for item in in_order(started, last) if (process := item.process()) is not None]
     stop([process for item, process in alive if _kind(item) not in last])
     for name in last:
         stop([process for item, process in alive if _kind(item) == name])
     return [item.name for item, _ in alive]
+
+
+def in_order(started: Iterable[Started], last: Sequence[str]) -> list[Started]:
+    """Return them as they are to be stopped: those of `last` come last."""
+    return sorted(started, key=lambda item: last.index(_kind(item)) if _kind(item) in last else -1)
 
 
 def _kind(item: Started) -> str:

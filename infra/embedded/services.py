@@ -16,6 +16,8 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost"})
 # Stopped one after the other once everything else has ended: the roles hand in what they hold while Kafka is there. Brokers
 # are stopped together, since the last one alone would wait for a quorum.
 STOPPED_LAST = ("model", "kafka")
+# Started once the others are ready: together they would only take the cores from each other, and a run can begin without these.
+STARTED_LAST = frozenset({"model", "llm", "api", "mirror"})
 
 
 @dataclass(frozen=True, slots=True)

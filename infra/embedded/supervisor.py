@@ -24,6 +24,7 @@ from infra.embedded.processes import (
     Started,
     State,
     created,
+    in_order,
     last_lines,
     listener,
     read_state,
@@ -31,7 +32,7 @@ from infra.embedded.processes import (
     wait_ended,
     write_state,
 )
-from infra.embedded.services import STOPPED_LAST, Service, completed, run_folder, services
+from infra.embedded.services import STARTED_LAST, STOPPED_LAST, Service, completed, run_folder, services
 from streams.settings import Settings
 
 READY_SECONDS = 120.0  # from its start until a process must be ready; a cold disk and a busy machine included
@@ -113,9 +114,11 @@ class Supervisor:
             )
             write_state(self._state_file, replace(state, supervisor=_self(), foreground=True) if foreground else state)
             try:
-                with ThreadPoolExecutor(len(missing)) as pool:
-                    begun = list(pool.map(self.start, missing))
-                self._wait_ready(missing, begun)
+                for last in (False, True):
+                    these = [service for service in missing if (service.name in STARTED_LAST) == last]
+                    with ThreadPoolExecutor(max(1, len(these))) as pool:
+                        begun = list(pool.map(self.start, these))
+                    self._wait_ready(these, begun)
             except BaseException:
                 self._stop({service.name for service in missing})
                 raise
@@ -155,7 +158,8 @@ class Supervisor:
 
         Raises `EmbeddedError` for what can't be stopped.
         """
-        names = [item.started.name for item in self.status() if item.started.process() is not None]
+        alive = [item.started for item in self.status() if item.started.process() is not None]
+        names = [item.name for item in in_order(alive, STOPPED_LAST)]
         supervisor = self.state().supervisor_process()
         if supervisor is not None and supervisor.pid != os.getpid():
             supervisor.send_signal(signal.SIGTERM)

@@ -218,7 +218,7 @@ def test_in_the_foreground_too_what_dies_is_started_again(foldflow: Cli, cli_env
     assert foldflow("down").returncode == 0
     _, told_last = up.communicate(timeout=120)
     assert up.returncode == 0
-    assert "Stopped: kafka, model." in told_last
+    assert "Stopped: model, kafka." in told_last
     assert foldflow("status").returncode == 3
 
 
