@@ -297,6 +297,14 @@ def spread(values: Sequence[bytes | None], key: bytes | None = b"k") -> Callable
     return lambda scene: [Shot(value, key, partition=i % scene.partitions) for i, value in enumerate(values)]
 
 
+def again(values: Sequence[bytes | None], key: bytes | None = b"k") -> Callable[[Scene], list[Shot]]:
+    """Return values whose first one stands for nothing, the others on the partitions where `spread` puts them alone.
+
+    On others they could be read before those that they repeat.
+    """
+    return lambda scene: [Shot(values[0], key, partition=0), *spread(values[1:], key)(scene)]
+
+
 def single(values: Sequence[bytes | None], key: bytes | None = b"k") -> Callable[[Scene], list[Shot]]:
     """Return values as records of a topic with one partition."""
     return lambda _: [Shot(value, key, partition=0) for value in values]

@@ -21,6 +21,7 @@ from poison import (
     Passed,
     Poison,
     Shot,
+    again,
     junk,
     one,
     single,
@@ -265,7 +266,7 @@ LONG: Final = "x" * 5 * MB
 AGAIN: Final = Passed("a call that is put on the queue twice is one call, and these bytes are a dead letter already")
 TOOLS: Final = (
     Poison("bytes", topics.TOOL_CALLS, spread(junk(TOOL)[1:]), Dead("not_decodable")),
-    Poison("a tombstone, and the same bytes again", topics.TOOL_CALLS, spread(junk(TOOL)), AGAIN),
+    Poison("a tombstone, and the same bytes again", topics.TOOL_CALLS, again(junk(TOOL)), AGAIN),
     Poison("a call of no run", topics.TOOL_CALLS, one(codec.encode(TOOL)), Passed("the result is a dead letter of the inbox")),
     Poison(
         "arguments of deep JSON",
@@ -349,7 +350,7 @@ TOOLS: Final = (
 )
 LLMS: Final = (
     Poison("bytes", topics.LLM_CALLS, spread(junk(LLM)[1:]), Dead("not_decodable")),
-    Poison("a tombstone, and the same bytes again", topics.LLM_CALLS, spread(junk(LLM)), AGAIN),
+    Poison("a tombstone, and the same bytes again", topics.LLM_CALLS, again(junk(LLM)), AGAIN),
     Poison(
         "messages that are none",
         topics.LLM_CALLS,

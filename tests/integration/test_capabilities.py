@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -328,7 +329,7 @@ class Foldflow:
         """Whether whoever takes over reads no decisions: every run is over or on the shelf, and that is committed."""
         name = clients.name(self.settings, topics.DECISIONS)
         places = [clients.TopicPartition(clients.name(self.settings, topics.INBOX), each) for each in self._records]
-        with clients.closing(clients.consumer(self.settings, GROUP)) as member:
+        with closing(clients.consumer(self.settings, GROUP)) as member:
             committed = member.committed(places, timeout=10)
         marks = {each.partition: json.loads(each.metadata or "{}").get("mark") for each in committed}
         return all(marks[each] == clients.watermarks(self._source, name, each)[1] for each in self._records)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write(settings: Settings, seed: int) -> None:
 def stored(settings: Settings, topic: Topic) -> list[Record]:
     """Return what stands on a topic."""
     name, found = clients.name(settings, topic), list[Record]()
-    with clients.closing(clients.reader(settings)) as source:
+    with closing(clients.reader(settings)) as source:
         for partition in range(1 if topic.single else settings.partitions):
             for message in clients.read_partition(source, name, partition, 0):
                 headers = clients.headers_of(message) or []
