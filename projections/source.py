@@ -17,6 +17,7 @@ from projections.database import Positions
 from projections.ledger import Record
 from projections.views import SOURCES, Batch
 from streams import kafka
+from streams.ends import ends
 from streams.kafka import Cluster, KafkaUnreachableError, TopicPartition, TopicsMissingError
 from streams.schemas import Schemas
 from streams.settings import Settings
@@ -64,12 +65,12 @@ class Source:
         self._positions: Positions = {}
         self.ends: Positions = {}
 
-    def look(self, timeout_s: float = kafka.PATIENCE_S) -> Positions:
+    def look(self) -> Positions:
         """Ask for first offsets and ends of all partitions; return the first offsets. Raises KafkaUnreachableError."""
         firsts: Positions = {}
         for topic, partitions in self._read.items():
             for partition in partitions:
-                low, high = kafka.watermarks(self._consumer, kafka.name(self._settings, topic), partition, timeout_s)
+                low, high = kafka.watermarks(self._consumer, kafka.name(self._settings, topic), partition)
                 firsts[topic.name, partition], self.ends[topic.name, partition] = low, high
         return firsts
 
@@ -107,16 +108,15 @@ class Source:
         One was seen that had heard nothing for minutes after its broker went away and came back.
         """
         self._heard = time.monotonic()
+        places = {(kafka.name(self._settings, topics.TOPICS[topic]), each): (topic, each) for topic, each in self.ends}
         try:
-            firsts = self.look(_PATIENCE_S)
+            self.ends |= {places[place]: end for place, end in ends(self._admin, places).items()}
         except KafkaUnreachableError:
             return
         unheard = {
-            place: end
-            for place, end in self.ends.items()
-            if max(firsts[place], self._positions.get(place, 0)) < end and place not in self._newer
+            place: end for place, end in self.ends.items() if self._positions.get(place, 0) < end and place not in self._newer
         }
-        # Once for the same ends: what is left there may be nothing to be read, as a transaction's end mark.
+        # Once for the same ends: what is left there may be nothing to be read, as a transaction's end mark or what is deleted.
         if unheard and unheard != self._doubted:
             log.warning("views.unheard", records={f"{topic}/{partition}": end for (topic, partition), end in unheard.items()})
             self._doubted = unheard

@@ -25,7 +25,14 @@ HOMES = {
     "uvicorn": ("api.app", "infra.cli.*"),
     "duckdb": ("projections.*", "tools.builtin.*"),
     "confluent_kafka": (
-        *("streams.kafka", "streams.commits", "streams.registry", "streams.schema_registry", "streams.processors.mirror"),
+        *(
+            "streams.kafka",
+            "streams.ends",
+            "streams.commits",
+            "streams.registry",
+            "streams.schema_registry",
+            "streams.processors.mirror",
+        ),
         *("streams.processors.intake_loop", "streams.processors.orchestrator", "streams.processors.worker"),
         *("infra.cli.*", "infra.embedded.*", "infra.openlineage.ledger"),
     ),
@@ -55,6 +62,7 @@ OURS = {
             "streams.workflow",
             "streams.kafka",
             "streams.lending",
+            "streams.ends",
             "streams.schemas",
             "streams.settings",
             "streams.envelope",

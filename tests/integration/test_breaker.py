@@ -152,6 +152,7 @@ def ended(settings: Settings) -> dict[str, type[Any]]:
     }
 
 
+@pytest.mark.thorough
 def test_a_tool_that_is_down_is_left_alone_and_every_run_completes(settings: Settings, server: Server, tmp_path: Path) -> None:
     """40 runs ask a server that is down: it gets 8 requests and what was in flight, then one at a time, until it is up."""
     path = tmp_path / "network_tools.py"

@@ -74,6 +74,7 @@ def test_partitions_go_to_another_worker_without_a_call_made_twice(few: Settings
     assert all(len(found) == 1 for found in results(few).values())
 
 
+@pytest.mark.thorough
 def test_a_call_that_takes_too_long_does_not_hold_up_a_stop(few: Settings, slow: ToolCalls, tmp_path: Path) -> None:
     """A stop waits for calls within bounds; what it gives up is made by the next worker."""
     kafka.send(few, [tool_call("long", "slow", folder=str(tmp_path), call="long", seconds="50")])

@@ -238,6 +238,7 @@ WAL_DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.thorough
 def test_a_file_damaged_under_a_running_api_is_made_anew_by_itself(own: Settings, tmp_path: Path) -> None:
     """Whatever befalls the file while it is asked: no wrong row, one clear error, the damaged file aside, the same rows again."""
     write(own, 1, 100)

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 from projection_histories import PARTITIONS, TOPIC_IDS, logs  # type: ignore[import-not-found]
 
 from projections import database
@@ -33,6 +34,7 @@ def rows_of(views: Views) -> dict[str, list[str]]:
         return {table.name: sorted(map(repr, db.table(table.name).fetchall())) for table in database.TABLES}
 
 
+@pytest.mark.thorough
 def test_killed_again_and_again_it_ends_with_the_same_rows(tmp_path: Path) -> None:
     """SIGKILL at any moment, also during a commit: no batch is lost, none is taken twice."""
     records: list[Record] = logs(1, 20, 0.2).records()
