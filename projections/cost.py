@@ -129,12 +129,12 @@ def family(db: Connection, run_id: str) -> tuple[str, ...]:
 
 def in_family(db: Connection, wanted: Filter, total: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the first of `wanted.runs` itself cost, and what the others did; `total`: what all of them cost."""
-    runs = wanted.runs or ()
-    if len(runs) == 1:
-        return total, {name: total[name] - total[name] for name in SUMS}
-    calls, parameters = _chosen(replace(wanted, runs=runs[:1]))
-    (found,) = rows(db, f"WITH {calls} SELECT {_selected(_SUMS)} FROM chosen", parameters)  # noqa: S608 - our own names
-    own = _told(found)
+    first, *others = wanted.runs or ()
+    own = total
+    if others:
+        calls, parameters = _chosen(replace(wanted, runs=(first,)))
+        (found,) = rows(db, f"WITH {calls} SELECT {_selected(_SUMS)} FROM chosen", parameters)  # noqa: S608 - our own names
+        own = _told(found)
     return own, {name: total[name] - own[name] for name in SUMS}
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from events import codec, topics
 from events.errors import NotDecodableError
@@ -19,6 +18,7 @@ from events.topics import Topic
 from events.workers import SILENT_AFTER_MS, CircuitReported, WorkerReported
 from infra.cli.terminal import clock, console, fail, quiet, say, took
 from streams import commits, kafka
+from streams.ends import ends, firsts
 from streams.processors.intake_loop import GROUP as INTAKE
 from streams.processors.orchestrator import GROUP
 from streams.settings import Settings
@@ -165,26 +165,21 @@ def _waiting(settings: Settings, partitions: int, topic: Topic, group: str, role
     admin = kafka.admin(settings)
     asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(full, places)], request_timeout=_ASK_S)
     committed = {each.partition: each for each in asked[full].result().topic_partitions or ()}
-    first = _offsets(admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-    end = _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    named = [(name, partition) for partition in range(partitions)]
+    first, end = firsts(admin, named, _ASK_S), ends(admin, named, _ASK_S)
     behind: dict[int, int] = {}
     starts: list[TopicPartition] = []
     for partition in range(partitions):
         place = committed.get(partition)
         # What was never committed waits from the first record on; so does what was committed before records were deleted.
-        start = max(first[partition], place.offset if place else 0)
+        start = max(first[name, partition], place.offset if place else 0)
         ahead = done_ahead(place.metadata if place else None) if topic in (topics.LLM_CALLS, topics.TOOL_CALLS) else 0
-        if (records := end[partition] - start - ahead) > 0:
+        if (records := end[name, partition] - start - ahead) > 0:
             behind[partition] = records
             starts.append(TopicPartition(name, partition, start))
     worst = max(behind, key=lambda partition: behind[partition], default=None)
     oldest = _oldest_ms(settings, starts) if starts else None
     return Waiting(topic.name, full, role, sum(behind.values()), worst, behind.get(worst, 0) if worst is not None else 0, oldest)
-
-
-def _offsets(admin: AdminClient, places: list[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
-    asked = admin.list_offsets(dict.fromkeys(places, spec), request_timeout=_ASK_S)
-    return {place.partition: future.result().offset for place, future in asked.items()}
 
 
 def done_ahead(metadata: str | None) -> int:
