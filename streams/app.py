@@ -22,7 +22,7 @@ import structlog
 from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
-from streams import kafka, memory, schemas
+from streams import kafka, memory, patience, schemas
 from streams.processors import intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
@@ -36,6 +36,8 @@ from streams.topology import ROLES
 log = structlog.get_logger()
 
 
+LEAVE_S: Final = 15.0
+"""How long a process that is told to end waits for Kafka to take what it holds."""
 END_S: Final = 35.0
 """How long a process that is told to end may take: what it holds is settled and committed first."""
 EXIT_NEWER: Final = 78
@@ -208,11 +210,14 @@ def _serve(
 
         async def _run(self) -> None:
             try:
-                loop = await asyncio.to_thread(make)
-                threading.Thread(target=self._tell, args=(loop,), daemon=True).start()
-                self.watchdog = Watchdog(settings, source, group, loop.progress, app.loop)
-                self.watchdog.start()
-                await asyncio.to_thread(loop.run, self.stop_loop)
+                with patience.until(self.stop_loop, LEAVE_S):  # in the threads too: they inherit the context
+                    loop = await asyncio.to_thread(make)
+                    threading.Thread(target=self._tell, args=(loop,), daemon=True).start()
+                    self.watchdog = Watchdog(settings, source, group, loop.progress, app.loop)
+                    self.watchdog.start()
+                    await asyncio.to_thread(loop.run, self.stop_loop)
+            except patience.EndingError as unfinished:
+                log.warning("end.unfinished", problem=str(unfinished), next="what it held is done again by others")
             finally:
                 self.ended.set()
 

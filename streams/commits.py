@@ -5,7 +5,7 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from streams.kafka import PATIENCE_S, KafkaUnreachableError
+from streams.patience import PATIENCE_S, Patience
 
 _AWAY: Final = frozenset(
     {
@@ -40,15 +40,16 @@ def _commit_error(member: Consumer, offsets: list[TopicPartition]) -> KafkaError
 
 
 def committed(member: Consumer, places: list[TopicPartition], timeout_s: float = PATIENCE_S) -> list[TopicPartition]:
-    """Return what a group has committed for these partitions. Raises KafkaUnreachableError when the broker stays away."""
-    deadline = time.monotonic() + timeout_s
+    """Return what a group has committed for these partitions.
+
+    Raises KafkaUnreachableError when the broker stays away, and EndingError.
+    """
+    patience = Patience(f"the committed offsets of {places[0].topic}", timeout_s)
     while True:
         try:
             return member.committed(places, timeout=10.0)
         except KafkaException as error:
-            if time.monotonic() > deadline:
-                raise KafkaUnreachableError(f"the committed offsets of {places[0].topic}: {error}") from error
-            time.sleep(0.1)  # the library fails at once while it has no connection
+            patience.after(error)
 
 
 def metadata(covered_ms: int | None, done: str) -> str:

@@ -4,7 +4,6 @@ Whoever needs a client makes it here, so that what matters for the ledger is set
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from events import topics
 from events.topics import Topic
+from streams import patience
 from streams.envelope import Incoming, Outgoing, ReadHeaders
+from streams.patience import ADVICE, PATIENCE_S, KafkaUnreachableError, Patience
 from streams.settings import Settings
 
 log = structlog.get_logger()
@@ -35,13 +36,7 @@ log = structlog.get_logger()
 BATCH: Final = 1000  # records that one poll takes at most
 FOLLOWS: Final = {"fetch.wait.max.ms": 100}
 """A reader asks again after 10 ms: what else it asks waits behind a fetch that finds nothing. Many who wait so burden Kafka."""
-PATIENCE_S: Final = 120.0
-"""How long Kafka may be away, as when it starts anew, until a process that needs it gives up."""
 _MAX_RECORD_BYTES: Final = topics.MAX_VALUE_BYTES + 1024 * 1024
-
-
-class KafkaUnreachableError(Exception):
-    """No broker answered in time: check that Kafka runs and that `FOLDFLOW_BOOTSTRAP_SERVERS` names it."""
 
 
 class TopicsMissingError(Exception):
@@ -195,7 +190,7 @@ def headers_of(message: Message) -> list[tuple[str, bytes | None]] | None:
 
 
 def produce(target: Producer, settings: Settings, record: Outgoing, on_delivery: Callable[[Any, Any], None]) -> None:
-    """Queue a record, waiting while the queue is full."""
+    """Queue a record, waiting while the queue is full. Raises EndingError."""
     where: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
     if record.at_ms is not None:
         where["timestamp"] = record.at_ms
@@ -211,6 +206,7 @@ def produce(target: Producer, settings: Settings, record: Outgoing, on_delivery:
             )
         except BufferError:
             target.poll(0.1)
+            patience.check("room for a record")
         else:
             return
 
@@ -238,13 +234,15 @@ class Acks:
 
 
 def flush(target: Producer, *acks: Acks, timeout_s: float = PATIENCE_S) -> None:
-    """Wait until everything is acknowledged. Raises DeliveryFailedError."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until everything is acknowledged. Raises DeliveryFailedError, and EndingError."""
+    waiting = Patience("what was produced", timeout_s)
     while target.flush(1.0):
         for each in acks:
             each.check()
-        if time.monotonic() > deadline:
-            raise DeliveryFailedError(f"not acknowledged within {timeout_s:.0f} s: is Kafka reachable?")
+        try:
+            waiting.check("not acknowledged")
+        except KafkaUnreachableError as error:
+            raise DeliveryFailedError(str(error)) from error
     for each in acks:
         each.check()
 
@@ -284,7 +282,7 @@ def read_partitions(
         return
     places = [TopicPartition(topic, partition, at) for partition, (at, _) in open_.items()]
     source.assign(places)
-    patience = time.monotonic() + PATIENCE_S
+    waiting = Patience(f"{topic}/{sorted(open_)}")
     try:
         while open_:
             first = source.poll(0.2)  # `consume(n, t)` would wait at the end
@@ -292,28 +290,25 @@ def read_partitions(
                 partition, offset, error = message.partition() or 0, message.offset() or 0, message.error()
                 if partition not in open_ or (error is not None and error.code() != KafkaError._PARTITION_EOF):  # noqa: SLF001
                     continue
-                patience = time.monotonic() + PATIENCE_S
+                waiting.renew()
                 stop = open_[partition][1]
                 if error is None and offset < stop:
                     yield message
                 if offset + (error is None) >= stop:  # a gap may lie at the end, where compaction has been
                     del open_[partition]
-            if time.monotonic() > patience:
-                raise KafkaUnreachableError(f"{topic}/{sorted(open_)}: nothing came for {PATIENCE_S:.0f} s")
+            waiting.check()
     finally:
         source.incremental_unassign(places)
 
 
 def watermarks(source: Consumer, topic: str, partition: int, timeout_s: float = PATIENCE_S) -> tuple[int, int]:
     """Return a partition's first offset and its end, as of now. Raises KafkaUnreachableError."""
-    deadline = time.monotonic() + timeout_s
+    waiting = Patience(f"{topic}/{partition}", timeout_s)
     while True:
         try:
             low, high = source.get_watermark_offsets(TopicPartition(topic, partition), timeout=5.0, cached=False)
         except KafkaException as error:
-            if time.monotonic() > deadline:
-                raise KafkaUnreachableError(f"{topic}/{partition}: {error}") from error
-            time.sleep(0.1)  # the library fails at once while it has no connection
+            waiting.after(error)
             with contextlib.suppress(KafkaException):  # and remembers for minutes that it heard nothing of a topic
                 source.list_topics(topic, timeout=1.0)
         else:
@@ -325,14 +320,12 @@ def first_since(source: Consumer, topic: str, ends: Mapping[int, int], at_ms: in
 
     Raises KafkaUnreachableError.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    waiting = Patience(topic)
     while True:
         try:
             found = source.offsets_for_times([TopicPartition(topic, each, max(0, at_ms)) for each in ends], timeout=10.0)
         except KafkaException as error:
-            if time.monotonic() > deadline:
-                raise KafkaUnreachableError(f"{topic}: {error}") from error
-            time.sleep(0.1)  # the library fails at once while it has no connection
+            waiting.after(error)
         else:
             return {each.partition: each.offset if each.offset >= 0 else ends[each.partition] for each in found}
 
@@ -351,7 +344,7 @@ def connect(settings: Settings, timeout_s: float = PATIENCE_S, also: Sequence[To
     `also`: topics that not everybody needs. Raises KafkaUnreachableError and TopicMismatchError.
     """
     client_ = admin(settings)
-    deadline = time.monotonic() + timeout_s
+    waiting = Patience(f"no Kafka at {settings.bootstrap_servers}", timeout_s)
     wanted = (*topics.TOPICS.values(), *also)
     while True:
         try:
@@ -361,12 +354,7 @@ def connect(settings: Settings, timeout_s: float = PATIENCE_S, also: Sequence[To
                 return _describe(client_, settings, wanted)
             _create(client_, settings, missing)
         except KafkaException as error:
-            if time.monotonic() > deadline:
-                raise KafkaUnreachableError(
-                    f"no Kafka at {settings.bootstrap_servers} within {timeout_s:.0f} s ({error.args[0]}); "
-                    "start one with `foldflow up`, or set FOLDFLOW_BOOTSTRAP_SERVERS"
-                ) from error
-            time.sleep(0.1)  # the library fails at once while it has no connection
+            waiting.after(error)
 
 
 def find(client_: AdminClient, settings: Settings, wanted: Sequence[Topic], timeout_s: float = 2.0) -> Cluster:
@@ -396,10 +384,7 @@ def _found_or_not(settings: Settings) -> Iterator[None]:
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:  # deleted since the list was made
             raise TopicsMissingError(f"Kafka at {settings.bootstrap_servers}: {error.args[0].str()}") from error
-        raise KafkaUnreachableError(
-            f"no Kafka at {settings.bootstrap_servers} ({error.args[0]}); "
-            "start one with `foldflow up`, or set FOLDFLOW_BOOTSTRAP_SERVERS"
-        ) from error
+        raise KafkaUnreachableError(f"no Kafka at {settings.bootstrap_servers} ({error.args[0]}); {ADVICE}") from error
 
 
 def _create(client_: AdminClient, settings: Settings, missing: list[Topic]) -> None:
@@ -447,4 +432,14 @@ def uuid_bytes(identity: Any) -> bytes:
     return bytes((most & (1 << 64) - 1).to_bytes(8) + (least & (1 << 64) - 1).to_bytes(8))
 
 
-__all__ = ["BATCH", "TIMESTAMP_LOG_APPEND_TIME", "Acks", "Cluster", "Consumer", "Message", "TopicPartition"]
+__all__ = [
+    "BATCH",
+    "PATIENCE_S",
+    "TIMESTAMP_LOG_APPEND_TIME",
+    "Acks",
+    "Cluster",
+    "Consumer",
+    "KafkaUnreachableError",
+    "Message",
+    "TopicPartition",
+]

@@ -29,6 +29,7 @@ HOMES = {
             "streams.kafka",
             "streams.ends",
             "streams.commits",
+            "streams.patience",
             "streams.registry",
             "streams.schema_registry",
             "streams.processors.mirror",

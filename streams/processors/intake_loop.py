@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from events import topics
 from events.commands import RunRequest, WorkflowRequest
 from events.errors import NewerCodeError
-from streams import commits, kafka
+from streams import commits, kafka, patience
 from streams.envelope import Incoming, Outgoing, dead_letter
 from streams.kafka import Acks
 from streams.payloads import PayloadStore, PayloadStoreError
@@ -155,6 +155,7 @@ class IntakeLoop:
 
     # --- Partitions come and go ---
 
+    @patience.unless_ending()
     def _assigned(self, member: Consumer, partitions: list[TopicPartition]) -> None:
         starts = [
             TopicPartition(self._requests, each.partition, max(0, each.offset))

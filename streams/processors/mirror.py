@@ -22,7 +22,7 @@ from events.as_json import as_json, as_line
 from events.decisions import Decision, FinishedRun, FinishedRuns
 from events.errors import NewerCodeError, NotDecodableError
 from events.ids import chain_hash
-from streams import commits, kafka
+from streams import commits, kafka, patience
 from streams.envelope import Headers, Incoming, Outgoing
 from streams.kafka import Cluster
 from streams.processors.finished import FinishedIndex, Place
@@ -188,6 +188,7 @@ class Mirror:
 
     # --- Partitions come and go ---
 
+    @patience.unless_ending()
     def _assigned(self, member: Consumer, partitions: list[TopicPartition]) -> None:
         self._reading = True
         for each in commits.committed(member, partitions) if partitions else ():

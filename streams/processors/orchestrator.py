@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from events import topics
 from events.errors import NewerCodeError, NotDecodableError
-from streams import commits, kafka
+from streams import commits, kafka, patience
 from streams.envelope import Incoming, Outgoing
 from streams.kafka import Acks, Cluster
 from streams.payloads import PayloadStore, PayloadStoreError
@@ -274,6 +274,7 @@ class Orchestrator:
 
     # --- Tenures begin and end ---
 
+    @patience.unless_ending()
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         del consumer
         self._take_over([each.partition for each in partitions], seek=False)

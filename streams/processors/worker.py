@@ -26,7 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
-from streams import commits, kafka
+from streams import commits, kafka, patience
 from streams.envelope import Incoming, Outgoing
 from streams.processors.answered import Answered
 from streams.processors.cancellations import Cancellations
@@ -374,6 +374,7 @@ class Worker:
                 self._committed.pop(each.partition, None)
                 self._committed_at = time.monotonic() + _COMMIT_AGAIN_S
 
+    @patience.unless_ending()
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         starts: dict[int, int] = {}
         covered: dict[int, int | None] = {}

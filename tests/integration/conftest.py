@@ -51,6 +51,15 @@ def kafka(embedded: Supervisor) -> str:
     return embedded.settings.bootstrap_servers
 
 
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Supervisor]:
+    """Start a Kafka that this test may kill."""
+    supervisor = Supervisor(own_settings(tmp_path))
+    supervisor.up(frozenset({"kafka"}))
+    yield supervisor
+    supervisor.down()
+
+
 @pytest.fixture(scope="session")
 def model(embedded: Supervisor) -> str:
     """Start the real local model and return its address."""
