@@ -44,7 +44,7 @@ def committed(member: Consumer, places: list[TopicPartition], timeout_s: float =
 
     Raises KafkaUnreachableError when the broker stays away, and EndingError.
     """
-    patience = Patience(f"the committed offsets of {places[0].topic}", timeout_s)
+    patience = Patience(f"the committed offsets of {', '.join({each.topic for each in places})}", timeout_s)
     while True:
         try:
             return member.committed(places, timeout=10.0)

@@ -4,6 +4,7 @@ To add a command, add a line: the module has a function of the command's name (`
 that name for a command with commands of its own.
 """
 
+import faulthandler
 import importlib
 import sys
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def _not_loaded() -> None:
 
 def main() -> None:
     """Run the command line of this process."""
+    faulthandler.enable()  # should a library's machine code fail, the log says where
     try:
         command_line(sys.argv[1:])(prog_name="foldflow")
     except NewerCodeError as error:
