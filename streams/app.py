@@ -56,6 +56,13 @@ class Loop(Protocol):
         """Work until `stop` is set."""
 
 
+class LoopWorker(faust.Worker):
+    """A worker that is called in lists of processes as whoever started it called it: Faust would name a port that isn't open."""
+
+    def _setproctitle(self, info: str, *, ident: str = "") -> None:
+        """Leave the title alone."""
+
+
 class LoopApp(faust.App):
     """An app without agents: its service brings its own Kafka clients, so Faust starts none."""
 
@@ -111,9 +118,8 @@ def _orchestrator(app: faust.App, settings: Settings, reporter: Reporter) -> Non
 
 def _llm(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     def make() -> Loop:
-        from streams.processors import llm_call, llm_worker  # noqa: PLC0415 - litellm takes seconds: for this role only
+        from streams.processors import llm_worker  # noqa: PLC0415 - for this role only; the first call imports litellm
 
-        llm_call.load()
         handler = llm_worker.LlmCalls(settings)
         worker = Worker(settings, topics.LLM_CALLS, handler, settings.llm_concurrency, app.loop)
         _watch(reporter, worker, handler, settings.llm_concurrency)
@@ -259,7 +265,7 @@ def run(role: str, settings: Settings) -> None:
         registered = schema_registry.register(settings, kafka.PATIENCE_S)
     schemas.publish(settings, kafka.PATIENCE_S, registered)  # before the first record, so that older code knows it from garbage
     app = build(role, settings)
-    worker = faust.Worker(app, loglevel=settings.log_level, quiet=True, redirect_stdouts=False)
+    worker = LoopWorker(app, loglevel=settings.log_level, quiet=True, redirect_stdouts=False)
     threading.Thread(target=_end_in_time, args=(worker,), daemon=True).start()
     try:
         worker.execute_from_commandline()

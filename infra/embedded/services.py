@@ -43,6 +43,8 @@ class Service:
     answers: Callable[[], bool] | None = None
     """For a program that doesn't know `FOLDFLOW_READY_FILE`: whether it is ready, asked again and again."""
     address: str = field(default="")
+    arguments: tuple[str, ...] = ()
+    """Of `foldflow`, where it is a process of ours: it can begin as a fork (see `nursery`)."""
 
 
 def run_folder(settings: Settings) -> Path:
@@ -116,46 +118,32 @@ def brokers(settings: Settings) -> tuple[kafka.Broker, ...]:
     return kafka.brokers(addresses, settings.data_dir, settings.data_dir / "logs")
 
 
-def _log(settings: Settings, name: str) -> Path:
-    return settings.data_dir / "logs" / f"{name}.log"
-
-
-def _foldflow(*arguments: str) -> Callable[[], list[str]]:
-    # The same interpreter, so that it works from an environment that isn't activated. Without the current folder on its path
-    # (-P): a project's own `tools.py` or `events/` must not stand in for ours.
-    return lambda: [sys.executable, "-P", "-m", "infra.cli.main", *arguments]
+def _foldflow(settings: Settings, name: str, *arguments: str, address: str = "", ports: tuple[Port, ...] = ()) -> Service:
+    return Service(
+        name=name,
+        # The same interpreter, so that it works from an environment that isn't activated. Without the current folder on its
+        # path (-P): a project's own `tools.py` or `events/` must not stand in for ours.
+        command=lambda: [sys.executable, "-P", "-m", "infra.cli.main", *arguments],
+        logs=(settings.data_dir / "logs" / f"{name}.log",),
+        ports=ports,
+        environment=lambda: {**os.environ, **environment_of(settings)},
+        address=address,
+        arguments=arguments,
+    )
 
 
 def _role(settings: Settings, role: str) -> Service:
-    return Service(
-        name=role,
-        command=_foldflow("worker", role),
-        logs=(_log(settings, role),),
-        environment=lambda: {**os.environ, **environment_of(settings)},
-    )
+    return _foldflow(settings, role, "worker", role)
 
 
 def _api(settings: Settings) -> Service:
-    return Service(
-        name="api",
-        command=_foldflow("api"),
-        logs=(_log(settings, "api"),),
-        ports=(Port(settings.api_host, settings.api_port, "FOLDFLOW_API_PORT"),),
-        environment=lambda: {**os.environ, **environment_of(settings)},
-        address=f"http://{settings.api_host}:{settings.api_port}",
-    )
+    port = Port(settings.api_host, settings.api_port, "FOLDFLOW_API_PORT")
+    return _foldflow(settings, "api", "api", address=f"http://{settings.api_host}:{settings.api_port}", ports=(port,))
 
 
 def _model(settings: Settings) -> Service:
-    host, port = model.address(settings)
-    return Service(
-        name="model",
-        command=_foldflow("model"),
-        logs=(_log(settings, "model"),),
-        ports=(Port(host, port, "FOLDFLOW_LOCAL_MODEL_URL"),),
-        environment=lambda: {**os.environ, **environment_of(settings)},
-        address=settings.local_model_url,
-    )
+    port = Port(*model.address(settings), "FOLDFLOW_LOCAL_MODEL_URL")
+    return _foldflow(settings, "model", "model", address=settings.local_model_url, ports=(port,))
 
 
 def _kafka(own: kafka.Broker, new_id: str, progress: Callable[[int, int, str], None]) -> Service:

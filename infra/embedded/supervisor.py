@@ -11,15 +11,18 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from infra.embedded.errors import EmbeddedError
+from infra.embedded.nursery import Nursery
 from infra.embedded.processes import (
     Started,
     State,
@@ -114,11 +117,12 @@ class Supervisor:
             )
             write_state(self._state_file, replace(state, supervisor=_self(), foreground=True) if foreground else state)
             try:
-                for last in (False, True):
-                    these = [service for service in missing if (service.name in STARTED_LAST) == last]
-                    with ThreadPoolExecutor(max(1, len(these))) as pool:
-                        begun = list(pool.map(self.start, these))
-                    self._wait_ready(these, begun)
+                with _nursery(missing) as nursery:
+                    for last in (False, True):
+                        these = [service for service in missing if (service.name in STARTED_LAST) == last]
+                        with ThreadPoolExecutor(max(1, len(these))) as pool:
+                            begun = list(pool.map(partial(self.start, nursery=nursery), these))
+                        self._wait_ready(these, begun)
             except BaseException:
                 self._stop({service.name for service in missing})
                 raise
@@ -178,22 +182,23 @@ class Supervisor:
         write_state(self._state_file, State() if names is None else replace(state, started=kept))
         return stopped
 
-    def start(self, service: Service, restarts: int = 0) -> Started:
-        """Start one process and remember it. Raises `EmbeddedError` and OSError."""
+    def start(self, service: Service, restarts: int = 0, nursery: Nursery | None = None) -> Started:
+        """Start one process, of ours from a nursery if there is one, and remember it. Raises `EmbeddedError` and OSError."""
         ready_file = self._folder / f"{service.name}.ready"
         ready_file.parent.mkdir(parents=True, exist_ok=True)
         ready_file.unlink(missing_ok=True)
-        command = service.command()
-        process = spawn(command, {**service.environment(), "FOLDFLOW_READY_FILE": str(ready_file)}, service.logs[0])
+        environment = {**service.environment(), "FOLDFLOW_READY_FILE": str(ready_file)}
+        if nursery is not None and service.arguments:
+            pid = nursery.start(service.arguments, environment, log_file(service.logs[0]))
+        else:
+            pid = spawn(service.command(), environment, service.logs[0]).pid
         logs = tuple(str(path) for path in service.logs)
         settings = self.settings.model_dump(mode="json", exclude_none=True, exclude={"ready_file"})
-        item = Started(
-            service.name, process.pid, created(process.pid), service.address, logs, str(ready_file), settings, restarts
-        )
+        item = Started(service.name, pid, created(pid), service.address, logs, str(ready_file), settings, restarts)
         try:
             self.remember(item)
         except OSError:  # a full disk, say; what nobody knows of would never be stopped
-            process.kill()
+            os.kill(pid, signal.SIGKILL)
             raise
         return item
 
@@ -236,13 +241,29 @@ class _BusyError(EmbeddedError):
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its output appended to a log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
-        log.replace(log.with_suffix(log.suffix + ".1"))
-    with log.open("ab") as output:
+    with log_file(log).open("ab") as output:
         return subprocess.Popen(  # noqa: S603 — commands of our own table
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def log_file(log: Path) -> Path:
+    """Return a log file that a process may append to; what it held is kept aside when that was much."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > LOG_BYTES_KEPT:
+        log.replace(log.with_suffix(log.suffix + ".1"))
+    return log
+
+
+@contextmanager
+def _nursery(services_: Sequence[Service]) -> Iterator[Nursery | None]:
+    """Keep a nursery where several processes of ours are to be started: for one it would be a detour, and macOS forbids it."""
+    ours = [service for service in services_ if service.arguments]
+    if len(ours) < 2 or sys.platform != "linux":  # noqa: PLR2004
+        yield None
+        return
+    with Nursery(ours[0].environment()) as nursery:
+        yield nursery
 
 
 def is_ready(item: Started, service: Service) -> bool:

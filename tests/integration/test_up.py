@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from infra.embedded import nursery
 from streams.settings import Settings
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -159,6 +160,37 @@ def test_up_starts_more_and_keeps_all_of_it(foldflow: Cli, cli_environment: dict
 
 
 @pytest.mark.thorough
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each begins by itself")
+def test_processes_of_ours_share_what_they_import(foldflow: Cli) -> None:
+    """Two that are started together are forks: each has its name, session and log, and half its memory is not its own."""
+    assert foldflow("up", "--only", "kafka,intake,tool", "--detach").returncode == 0
+    for name in ("intake", "tool"):
+        process = psutil.Process(pids(foldflow)[name])
+        assert process.cmdline()[0].endswith(f"-m infra.cli.main worker {name}")
+        assert os.getsid(process.pid) == process.pid
+        (log,) = status_of(foldflow)[name]["logs"]
+        assert {Path(f"/proc/{process.pid}/fd/{each}").readlink() for each in (1, 2)} == {Path(log)}
+        memory = process.memory_full_info()
+        assert memory.uss < memory.rss / 2, memory
+    left = [each for each in psutil.process_iter() if set(nursery.COMMAND) <= set(cmdline(each))]
+    assert left == [], "who started them ends with `up`"
+
+
+def test_a_nursery_has_no_thread_when_it_forks() -> None:
+    """A fork takes one thread along: what others hold at that moment, a lock of an allocator say, would stay held for ever."""
+    look = "from infra.embedded import nursery; nursery.prepare(); import os; print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run([sys.executable, "-P", "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    """Return a process's command line; that of one that is gone is empty."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return []
+
+
 @pytest.mark.timeout(600)  # the pauses alone are 31 s
 def test_what_never_comes_up_again_is_given_up(foldflow: Cli, cli_environment: dict[str, str], tmp_path: Path) -> None:
     """After five starts that failed it is left dead and says why; the rest goes on, and `up` tries again once it is mended."""
