@@ -20,7 +20,16 @@ import structlog
 
 from events import topics
 from events.errors import NewerCodeError
-from projections.database import NoRoomError, Positions, StaleViewsError, ViewsDamagedError, ViewsError, make_room
+from projections.database import (
+    LittleRoomError,
+    NoRoomError,
+    Positions,
+    StaleViewsError,
+    ViewsDamagedError,
+    ViewsError,
+    check_room,
+    make_room,
+)
 from projections.rebuild import Building
 from projections.source import Source, TopicsChangedError, found, reachable
 from projections.views import Views
@@ -176,9 +185,9 @@ class Projector:
             case TopicsChangedError():
                 self._drop()
             case ViewsError():
-                if isinstance(error, NoRoomError):
+                if isinstance(error, NoRoomError | LittleRoomError):
                     make_room(self.path)
-                if self._views is not None and not self._views.alive():
+                if isinstance(error, NoRoomError) or (self._views is not None and not self._views.alive()):
                     self._drop()
         # What is still open can be asked: its rows are old ones, and each answer says how old.
         self._stop.wait(_PAUSES_S[min(self._hindrances, len(_PAUSES_S) - 1)])
@@ -207,6 +216,7 @@ class Projector:
                 batch = source.poll()
                 self._ends = dict(source.ends)
                 if batch:
+                    check_room(self.path)
                     began = time.monotonic()
                     views.apply(batch)
                     took = time.monotonic() - began
