@@ -1,9 +1,9 @@
 """Calls: work for the workers, as the effect that a decision recorded and as the message on a work queue."""
 
-from dataclasses import dataclass
+from events.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LlmCallRequested:
     """A model is asked. `messages`, `parameters` and `schema` are JSON; `deadline` is milliseconds since the epoch."""
 
@@ -16,7 +16,7 @@ class LlmCallRequested:
     deadline: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCallRequested:
     """A tool is called. `arguments` is JSON; `deadline` is milliseconds since the epoch."""
 
@@ -27,7 +27,7 @@ class ToolCallRequested:
     deadline: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LlmCall:
     """Topic `llm.calls`, key `call_id`."""
 
@@ -36,7 +36,7 @@ class LlmCall:
     request: LlmCallRequested
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCall:
     """Topic `tool.calls`, key `call_id`."""
 
@@ -45,7 +45,7 @@ class ToolCall:
     request: ToolCallRequested
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelCall:
     """Nobody waits for this call any more: whoever makes it should stop. Topic `cancellations`, key `call_id`."""
 

@@ -6,7 +6,6 @@ An old writer's schema is resolved to today's by Avro's rules. What can't be rea
 import struct
 from collections.abc import Callable
 from io import BytesIO
-from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from fastavro import schemaless_reader, schemaless_writer
@@ -19,49 +18,6 @@ _Datum = dict[str, Any]
 
 FRAME: Final = struct.Struct(">bI")
 _MAGIC: Final = 0
-
-
-def _to_datum(event: Any) -> _Datum:
-    """Return the record as fastavro writes it: unions of records as (name, record)."""
-    return _WRITERS[type(event)](event)
-
-
-def _writer(kind: type[Any]) -> Callable[[Any], _Datum]:
-    names, nested = tuple(kind.__dataclass_fields__), _NESTED.get(kind, ())
-    one_by_one: Callable[[Any], tuple[Any, ...]] = lambda event: tuple(getattr(event, name) for name in names)  # noqa: E731
-    values = attrgetter(*names) if len(names) > 1 else one_by_one
-
-    def write(event: Any) -> _Datum:
-        datum = dict(zip(names, values(event), strict=True))
-        for name in nested:
-            value = datum[name]
-            writer = _WRITERS.get(type(value))
-            if writer is not None:
-                datum[name] = (_FULL_NAMES[type(value)], writer(value)) if (kind, name) in _UNIONS else writer(value)
-            elif type(value) is tuple:
-                datum[name] = [_item(item) for item in value]
-        return datum
-
-    return write
-
-
-def _item(item: Any) -> Any:
-    """Return an array's item: a record as (name, record), anything else as it is."""
-    writer = _WRITERS.get(type(item))
-    return item if writer is None else (_FULL_NAMES[type(item)], writer(item))
-
-
-def _from_datum(kind: type[Any], datum: _Datum) -> Any:
-    """Return the dataclass; nested records come as (full name, record)."""
-    for name in _NESTED[kind]:
-        value = datum[name]
-        if type(value) is tuple:
-            datum[name] = _from_datum(_BY_FULL_NAME[value[0]], value[1])
-        elif type(value) is dict:
-            datum[name] = _from_datum(_SINGLE[kind, name], value)
-        elif type(value) is list:
-            datum[name] = tuple(_from_datum(_BY_FULL_NAME[item[0]], item[1]) if type(item) is tuple else item for item in value)
-    return kind(**datum)
 
 
 _FULL_NAMES: Final = {kind: f"{NAMESPACE}.{name}" for name, kind in TYPES.items()}
@@ -99,13 +55,71 @@ def _collect(schema: Any) -> None:
 
 for _entry in ENTRIES.values():
     _collect(_entry.parsed)
-_WRITERS: Final[dict[type[Any], Callable[[Any], _Datum]]] = {kind: _writer(kind) for kind in TYPES.values()}
+
+
+# --- Records to dataclasses and back ---
+#
+# A function for each type, made once: to look at each field of each record for what it may hold took half of the time.
+
+
+def _tagged(value: Any) -> Any:
+    """Return what stands in a union or an array as fastavro writes it: a record as (name, record), anything else as it is."""
+    kind = type(value)
+    return (_FULL_NAMES[kind], _WRITE[kind](value)) if kind in _WRITE else value
+
+
+def _untagged(value: Any) -> Any:
+    """Return what stood in a union or an array, of which fastavro makes (name, record)."""
+    return _READ[value[0]](value[1]) if type(value) is tuple else value
+
+
+def _made(kind: type[Any], argument: str, code: str) -> Callable[[Any], Any]:
+    names = {"_tagged": _tagged, "_untagged": _untagged, "_WRITE": _WRITE, "_READ": _READ, "kind": kind}
+    return eval(f"lambda {argument}: {code}", names)  # type: ignore[no-any-return] # noqa: S307 - of our own schemas' names
+
+
+def _writer(kind: type[Any]) -> Callable[[Any], _Datum]:
+    """Return what makes fastavro's record of an event."""
+    fields = {name: f"event.{name}" for name in kind.__dataclass_fields__}
+    for name in _NESTED.get(kind, ()):
+        if (kind, name) in _UNIONS:
+            fields[name] = f"_tagged(event.{name})"
+        elif (kind, name) in _SINGLE:
+            fields[name] = f"_WRITE[type(event.{name})](event.{name})"
+        else:
+            fields[name] = f"[_tagged(item) for item in event.{name}]"
+    return _made(kind, "event", "{" + ", ".join(f"{name!r}: {code}" for name, code in fields.items()) + "}")
+
+
+def _reader(kind: type[Any]) -> Callable[[_Datum], Any]:
+    """Return what makes the event of fastavro's record."""
+    fields = {name: f"datum[{name!r}]" for name in kind.__dataclass_fields__}
+    for name in _NESTED.get(kind, ()):
+        if (kind, name) in _UNIONS:
+            fields[name] = f"_untagged(datum[{name!r}])"
+        elif (kind, name) in _SINGLE:
+            fields[name] = f"_READ[{_FULL_NAMES[_SINGLE[kind, name]]!r}](datum[{name!r}])"
+        else:
+            fields[name] = f"tuple([_untagged(item) for item in datum[{name!r}]])"
+    return _made(kind, "datum", f"kind({', '.join(fields.values())})")
+
+
+_WRITE: Final[dict[type[Any], Callable[[Any], _Datum]]] = {}
+_READ: Final[dict[str, Callable[[_Datum], Any]]] = {}
+for _kind in TYPES.values():
+    _WRITE[_kind] = _writer(_kind)
+    _READ[_FULL_NAMES[_kind]] = _reader(_kind)
+
+
+def datum(event: Any) -> _Datum:
+    """Return the event as fastavro writes it: unions of records as (name, record)."""
+    return _WRITE[type(event)](event)
 
 
 def body(event: Any) -> bytes:
     """Return the event's Avro body, without the framing."""
-    out = BytesIO()
-    schemaless_writer(out, ENTRIES[type(event)].parsed, _to_datum(event))
+    out, kind = BytesIO(), type(event)
+    schemaless_writer(out, ENTRIES[kind].parsed, _WRITE[kind](event))
     return out.getvalue()
 
 
@@ -164,7 +178,7 @@ def decode(value: bytes | None, kind: type[Event]) -> Event:
     source.seek(FRAME.size)
     try:
         datum: Any = schemaless_reader(source, schema, reader, return_record_name=True)
-        event = _from_datum(kind, datum)
+        event = _READ[_FULL_NAMES[kind]](datum)
     except Exception as error:  # fastavro raises whatever its C code meets in foreign bytes: EOFError, IndexError, UnicodeError …
         raise NotDecodableError(f"not readable as {kind.__name__}: {error!r}") from error
     if source.read(1):

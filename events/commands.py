@@ -1,10 +1,12 @@
 """Commands: what outsiders and intake ask for. Payloads are JSON; `by` is who says so, as they name themselves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from events.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestPlace:
     """Where a command was said: a place on the topic `requests` (its id has 16 bytes)."""
 
@@ -13,7 +15,7 @@ class RequestPlace:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parent:
     """The step of another run that waits for this run's result."""
 
@@ -22,7 +24,7 @@ class Parent:
     call_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """Where a fork comes from: another run as its decision number `seq` left it; `head` is that decision's hash, hexadecimal."""
 
@@ -31,7 +33,7 @@ class Origin:
     head: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkflowRequest:
     """Asks for one run; `input` is JSON. Topic `requests`.
 
@@ -49,7 +51,7 @@ class WorkflowRequest:
     copied: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartRun:
     """Start a run of exactly this version of a workflow; `input` is JSON, defaults filled in. The rest as in WorkflowRequest."""
 
@@ -64,7 +66,7 @@ class StartRun:
     copied: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalReceived:
     """Somebody tells a run something; it is kept until a step waits for it. The same `signal_id` counts once."""
 
@@ -75,7 +77,7 @@ class SignalReceived:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ApprovalAnswered:
     """Somebody approved or rejected what a step shows; `value`: what they made of it (JSON), None: as it was shown."""
 
@@ -86,7 +88,7 @@ class ApprovalAnswered:
     value: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelRun:
     """End a run: cancel what is under way, undo what can be undone, clean up. `force`: only the first of these."""
 
@@ -95,7 +97,7 @@ class CancelRun:
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancelStep:
     """Let a step that is under way fail as cancelled."""
 
@@ -104,7 +106,7 @@ class CancelStep:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PauseRun:
     """Start nothing more; what is under way goes on, and its results are taken."""
 
@@ -112,7 +114,7 @@ class PauseRun:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PauseStep:
     """Stop before a step's next attempt; the rest of the run goes on."""
 
@@ -121,7 +123,7 @@ class PauseStep:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResumeRun:
     """Start all that was held. `single`: and hold what comes next."""
 
@@ -129,7 +131,7 @@ class ResumeRun:
     single: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResumeStep:
     """Start a step that was held, and hold it no more."""
 
@@ -137,7 +139,7 @@ class ResumeStep:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChangeOutput:
     """Replace a step's output (JSON). A step that is not settled is completed by it, without its call."""
 
@@ -153,7 +155,7 @@ Command = (
 """What people and other systems say to a run that exists."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunRequest:
     """Says something to a run, named by its id or by its request's. Topic `requests`."""
 
@@ -162,7 +164,7 @@ class RunRequest:
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkflowRegistered:
     """A version of a workflow; `spec` is its canonical JSON. Topic `specs`, key `digest`.
 

@@ -1,15 +1,16 @@
 """Decisions: the history of every run. One record says what came in and what follows from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from events.calls import LlmCallRequested, ToolCallRequested
 from events.commands import RequestPlace
 from events.failure import Failure
+from events.frozen import frozen
 from events.results import Input
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnreadableInput:
     """Stands for an input that could not be read or kept; its bytes are in the dead letters. `size` in bytes."""
 
@@ -18,7 +19,7 @@ class UnreadableInput:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryScheduled:
     """An attempt failed; attempt number `attempt` starts when the timer fires at `due` (milliseconds since the epoch)."""
 
@@ -28,7 +29,7 @@ class RetryScheduled:
     due: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimerSet:
     """A step waits until `due` (milliseconds since the epoch). Step "": the run's time limit."""
 
@@ -36,7 +37,7 @@ class TimerSet:
     due: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalAwaited:
     """A step waits for a signal, until `due` if there is a limit."""
 
@@ -46,14 +47,14 @@ class SignalAwaited:
     due: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalKept:
     """No step waits for the decision's signal yet: it is kept for one that will."""
 
     signal_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignalTaken:
     """A step takes a signal; its output is the signal's payload."""
 
@@ -61,7 +62,7 @@ class SignalTaken:
     signal_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ApprovalRequested:
     """A person must approve `value` (JSON). `by`: who may, empty: anybody; `editable`: they may change it."""
 
@@ -73,7 +74,7 @@ class ApprovalRequested:
     due: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChildRunRequested:
     """Another run is started, named by this effect's id; `digest` None: the newest version. `detached`: nobody waits for it."""
 
@@ -86,14 +87,14 @@ class ChildRunRequested:
     due: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BlockEntered:
     """A step with steps of its own begins."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MapStarted:
     """A step begins for each of its `items` (JSON). `shared`: arguments that are the same for all of them (JSON), if any."""
 
@@ -103,7 +104,7 @@ class MapStarted:
     shared: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoopAdvanced:
     """A loop goes into its iteration number `index`, from 0."""
 
@@ -111,7 +112,7 @@ class LoopAdvanced:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepHeld:
     """A step could start its attempt, but is held: the run is paused, or stops before this step."""
 
@@ -120,14 +121,14 @@ class StepHeld:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepCopied:
     """A step has the result that it had in the run that this one was forked from; nothing was called."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepCompleted:
     """A step has its output (JSON); None: the output of the decision's input, or of the step `source`."""
 
@@ -136,14 +137,14 @@ class StepCompleted:
     source: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutputChanged:
     """Somebody replaced a step's output by that of the decision's input."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UndoPlanned:
     """Should the run fail or be cancelled, `compensation` undoes this step, with these arguments (JSON)."""
 
@@ -152,7 +153,7 @@ class UndoPlanned:
     arguments: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallCancelled:
     """Nobody waits for a call any more."""
 
@@ -161,7 +162,7 @@ class CallCancelled:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChildRunCancelled:
     """Nobody waits for a child run any more: it is cancelled."""
 
@@ -170,7 +171,7 @@ class ChildRunCancelled:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepCancelled:
     """A step that waited, or had begun, goes no further."""
 
@@ -178,7 +179,7 @@ class StepCancelled:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepSkipped:
     """A step's condition was not met."""
 
@@ -186,7 +187,7 @@ class StepSkipped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepFailed:
     """A step failed for good; `tolerated`: the run goes on without it."""
 
@@ -195,14 +196,14 @@ class StepFailed:
     tolerated: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunCompleted:
     """The run is over and has its output (JSON)."""
 
     output: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunFailed:
     """The run is over without output; `step` None: the run itself could not go on.
 
@@ -214,7 +215,7 @@ class RunFailed:
     not_undone: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunCancelled:
     """The run is over because somebody said so. `not_undone` as in RunFailed."""
 
@@ -223,7 +224,7 @@ class RunCancelled:
     not_undone: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunClosing:
     """The run goes no further: compensations and clean-up steps follow, then its end.
 
@@ -238,33 +239,33 @@ class RunClosing:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunPaused:
     """Nothing more is started."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunResumed:
     """What was held is started. `single`: and what comes next is held again."""
 
     single: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BreakpointSet:
     """The run stops before this step."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BreakpointCleared:
     """The run stops before this step no more."""
 
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InputIgnored:
     """The input changed nothing; why."""
 
@@ -306,7 +307,7 @@ Effect = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """Topic `decisions`, key `run_id`, the inbox's partition. `at` is the input's time, milliseconds since the epoch."""
 
@@ -321,7 +322,7 @@ class Decision:
     said: RequestPlace | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FinishedRun:
     """Index entry of a run that is over. Topic `finished`, key `run_id`, the decision's partition."""
 
@@ -329,7 +330,7 @@ class FinishedRun:
     first_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FinishedRuns:
     """A part of that index, packed: 24 bytes a run, sorted (its id's 16 bytes, the offset in 8). Key `packed/<end>/<part>`.
 
@@ -340,7 +341,7 @@ class FinishedRuns:
     runs: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SchemaPublished:
     """A schema that processes of this installation write, so that older code knows its records from garbage. Topic `schemas`."""
 
@@ -349,7 +350,7 @@ class SchemaPublished:
     schema: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadLetter:
     """A message that can't be processed, with its original bytes. Topic `deadletter`."""
 
@@ -366,7 +367,7 @@ class DeadLetter:
     headers: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadLetterSettled:
     """What somebody did about a dead letter: `action` is `redriven` or `discarded`. Topic `deadletter`.
 

@@ -1,8 +1,9 @@
 """Failures: a closed set of kinds, and what follows from each."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from events.frozen import frozen
 
 
 class FailureKind(StrEnum):
@@ -43,7 +44,7 @@ RETRYABLE: Final = frozenset(
 """Kinds for which another attempt can help."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """Why something failed. `kind` is a `FailureKind`, or a word of a later version's set; times in milliseconds."""
 

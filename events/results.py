@@ -1,12 +1,11 @@
 """Results: what comes back to a run. Outputs are JSON, times in milliseconds, money in US dollars."""
 
-from dataclasses import dataclass
-
 from events.commands import Command, RequestPlace, StartRun
 from events.failure import Failure
+from events.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """Tokens of one LLM call. Cached tokens are part of `input_tokens`, reasoning is part of `output_tokens`.
 
@@ -21,7 +20,7 @@ class Usage:
     cache_write_1h_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LlmCallCompleted:
     """A model answered; `cost_usd` is None when the model's price is unknown. `prices`: which price list it is by.
 
@@ -40,7 +39,7 @@ class LlmCallCompleted:
     prices: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LlmCallFailed:
     """A model did not answer, or not usably; what was spent all the same is counted."""
 
@@ -54,7 +53,7 @@ class LlmCallFailed:
     prices: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCallCompleted:
     """A tool returned. `cost_usd`: what it said that took, `paid_for`: and for what; None when it said nothing."""
 
@@ -67,7 +66,7 @@ class ToolCallCompleted:
     paid_for: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolCallFailed:
     """A tool raised, ran out of time, or does not exist (`tool_version` None: nothing ran). What it spent it has spent."""
 
@@ -80,7 +79,7 @@ class ToolCallFailed:
     paid_for: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimerFired:
     """A timer that a decision set is due; for an attempt's time limit, `timer_id` is the call's id. Step "": the run itself."""
 
@@ -88,7 +87,7 @@ class TimerFired:
     step: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChildRunCompleted:
     """A child run is over and has its output."""
 
@@ -98,7 +97,7 @@ class ChildRunCompleted:
     output: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ChildRunFailed:
     """A child run failed, was cancelled, or could not start (`run_id` as it would have been)."""
 
@@ -113,7 +112,7 @@ Result = LlmCallCompleted | LlmCallFailed | ToolCallCompleted | ToolCallFailed |
 Input = StartRun | Result | TimerFired | Command
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InboxMessage:
     """What a run receives. Topic `inbox`, key `run_id`."""
 

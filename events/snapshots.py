@@ -1,13 +1,12 @@
 """Snapshots: the state of a run that waits for long, so that it need not stay in memory. What they say, `decisions` says too."""
 
-from dataclasses import dataclass
-
 from events.commands import Parent, RequestPlace, SignalReceived
 from events.decisions import ApprovalRequested, ChildRunRequested, RunClosing, SignalAwaited, UndoPlanned
 from events.failure import Failure
+from events.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ItemFailure:
     """Why an item of a step failed."""
 
@@ -15,7 +14,7 @@ class ItemFailure:
     failure: Failure
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepSnapshot:
     """One step; the fields as in the state of a step. Outputs, items and shared arguments are JSON."""
 
@@ -39,7 +38,7 @@ class StepSnapshot:
     failures: tuple[ItemFailure, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listening:
     """Steps that wait for the same signal, the first one first."""
 
@@ -48,7 +47,7 @@ class Listening:
     steps: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunSnapshot:
     """A run as its decision number `seq` left it. Topic `snapshots`, key `run_id/seq`, the decision's partition.
 

@@ -1,12 +1,12 @@
 """The topics: names, keys, partitions, retention. Data only."""
 
 import struct
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from events.calls import CancelCall, LlmCall, ToolCall
 from events.commands import RunRequest, WorkflowRegistered, WorkflowRequest
 from events.decisions import DeadLetter, DeadLetterSettled, Decision, FinishedRun, FinishedRuns, SchemaPublished
+from events.frozen import frozen
 from events.results import InboxMessage
 from events.snapshots import RunSnapshot
 from events.workers import WorkerReported
@@ -19,7 +19,7 @@ MAX_VALUE_BYTES: Final = 8 * 1024 * 1024
 """Largest value of a record on any topic of ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Topic:
     """One topic. `key`: what the key is; `retention_ms`: FOREVER keeps everything; `single`: one partition only.
 

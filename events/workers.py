@@ -1,13 +1,14 @@
 """Workers: what each process of the processors says of itself, so that people can see who works where."""
 
-from dataclasses import dataclass
 from typing import Final
+
+from events.frozen import frozen
 
 SILENT_AFTER_MS: Final = 90_000
 """After how long without a report a worker counts as silent: three of them are missing."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CircuitReported:
     """The circuit of an endpoint in one worker. `state`: closed, open or half_open; times are milliseconds since the epoch."""
 
@@ -20,7 +21,7 @@ class CircuitReported:
     last_error: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WorkerReported:
     """How a worker is. Topic `workers`, key `worker_id`; a tombstone: it has stopped. Times are milliseconds since the epoch."""
 

@@ -7,7 +7,7 @@ call's id, so whoever knows a run can find its trace.
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -16,6 +16,7 @@ import structlog
 
 from events import codec
 from events.decisions import DeadLetter
+from events.frozen import frozen
 from events.topics import DEADLETTER, MAX_VALUE_BYTES, Topic
 
 log = structlog.get_logger()
@@ -66,7 +67,7 @@ class ReadHeaders(Mapping[str, bytes | None]):
         return len(self._all() or {})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Incoming:
     """A record as it was read. `timestamp` is milliseconds since the epoch."""
 
@@ -79,7 +80,7 @@ class Incoming:
     headers: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outgoing:
     """A record to be written; `partition` None: by the key; `value` None: a tombstone; `at_ms` None: the time of writing."""
 

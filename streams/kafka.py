@@ -5,7 +5,6 @@ Whoever needs a client makes it here, so that what matters for the ledger is set
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final
@@ -25,6 +24,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from events import topics
+from events.frozen import frozen
 from events.topics import Topic
 from streams import patience
 from streams.envelope import Incoming, Outgoing, ReadHeaders
@@ -330,7 +330,7 @@ def first_since(source: Consumer, topic: str, ends: Mapping[int, int], at_ms: in
             return {each.partition: each.offset if each.offset >= 0 else ends[each.partition] for each in found}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cluster:
     """What is known of the topics: ids (16 bytes) and numbers of partitions, by our names."""
 

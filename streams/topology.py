@@ -1,8 +1,8 @@
 """Every processor, what it reads and what it writes. Data only; `app.py` makes the processes."""
 
-from dataclasses import dataclass
 from typing import Final
 
+from events.frozen import frozen
 from events.topics import (
     CANCELLATIONS,
     DEADLETTER,
@@ -20,7 +20,7 @@ from events.topics import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Processor:
     """A processor. `role`: the process it runs in; `views`: topics it keeps a view of."""
 

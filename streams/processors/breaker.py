@@ -19,7 +19,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Self
@@ -28,6 +27,7 @@ from zlib import crc32
 import structlog
 
 from events.failure import Failure, FailureKind
+from events.frozen import frozen
 from events.workers import CircuitReported
 from streams.settings import Settings
 from streams.workflow.expressions import clean_text
@@ -54,7 +54,7 @@ class State(StrEnum):
     HALF_OPEN = "half_open"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """When a circuit opens: `share` of the last `calls` failed (0 calls: never); and for how long at first, in seconds."""
 

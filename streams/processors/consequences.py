@@ -4,7 +4,6 @@ The same records, whenever it is said, so that it can be said again after a take
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from events import codec, topics
@@ -21,6 +20,7 @@ from events.decisions import (
     RunFailed,
 )
 from events.failure import Failure, FailureKind
+from events.frozen import frozen
 from events.ids import effect_id
 from events.ids import run_id as run_id_of
 from events.results import ChildRunCompleted, ChildRunFailed, InboxMessage
@@ -30,7 +30,7 @@ from streams.workflow.state import RunEvent, RunState
 SOURCE: Final = "orchestrator"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Consequence:
     """A record that follows. `step`: it is of use only while that step awaits `awaited`; None: always.
 

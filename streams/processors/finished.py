@@ -10,12 +10,12 @@ same writer, which holds all of it, is acknowledged.
 import uuid
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 from events import codec, topics
 from events.decisions import FinishedRun, FinishedRuns
+from events.frozen import frozen
 from streams.envelope import Outgoing, cloud_event
 from streams.processors.consequences import SOURCE
 
@@ -27,7 +27,7 @@ _ENTRY: Final = _ID + 8
 _MOST_BYTES: Final = 6 * 1024 * 1024 // _ENTRY * _ENTRY
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Which partition this is: ids (16 bytes) of the inbox and decisions topics, and how many partitions they have."""
 

@@ -5,12 +5,13 @@ is in intake_loop.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, Protocol
 
 from events import topics
 from events.commands import Command, RequestPlace, RunRequest, SignalReceived, StartRun, WorkflowRequest
 from events.failure import Failure, FailureKind
+from events.frozen import frozen
 from events.ids import position_request_id, run_id
 from events.results import ChildRunFailed, InboxMessage, Input
 from streams.envelope import Incoming, Outgoing, dead_letter, envelope, redriven_from
@@ -34,7 +35,7 @@ class Specs(Protocol):
     def refresh(self) -> None: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Intake:
     """Judges requests of one topic, whose id (16 bytes) names requests that bring no id. `payloads`: where large ones go."""
 

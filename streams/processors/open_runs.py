@@ -15,6 +15,7 @@ import structlog
 
 from events import codec, topics
 from events.decisions import Decision, InputIgnored, TimerSet
+from events.frozen import frozen
 from events.results import InboxMessage, TimerFired
 from events.snapshots import RunSnapshot
 from streams.envelope import Outgoing, cloud_event, envelope
@@ -62,7 +63,7 @@ class SnapshotDamagedError(Exception):
         self.run_id = run_id
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Commit:
     """What may be committed: the next input's offset, and where reading decisions and their index may start (rule 8)."""
 

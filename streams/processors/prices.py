@@ -17,7 +17,6 @@ import functools
 import hashlib
 import importlib.metadata
 import math
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from events.frozen import frozen
 from events.results import Usage
 
 LOCAL: Final = "local/"
@@ -93,7 +93,7 @@ class _File(BaseModel):
         return self
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prices:
     """A price list of one's own. `name`: what events call it."""
 

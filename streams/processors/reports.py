@@ -12,13 +12,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
 import structlog
 
 from events import topics
+from events.frozen import frozen
 from events.workers import CircuitReported, WorkerReported
 from streams import kafka
 from streams.envelope import Outgoing, cloud_event, envelope
@@ -32,7 +32,7 @@ _FAREWELL_S: Final = 3.0
 """How long the end of a process waits for its tombstone to be acknowledged: without it, it counts as silent some time later."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Condition:
     """How a process is now; the fields as in WorkerReported."""
 

@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from events.frozen import frozen
 from events.topics import Topic
 from streams import commits, kafka
 from streams.kafka import Consumer
@@ -32,7 +33,7 @@ _LOOKS: Final = 10
 _ANSWER_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """How far a process has come: the next offset to be taken of each partition in hand; None: as the group has committed.
 

@@ -19,6 +19,7 @@ from events.commands import StartRun
 from events.decisions import Decision, Effect, InputIgnored, RunFailed, UnreadableInput
 from events.errors import NotDecodableError
 from events.failure import FailureKind
+from events.frozen import frozen
 from events.ids import chain_hash
 from streams.testing.matching import difference, short
 from streams.testing.timeline import effects_in_words, input_in_words
@@ -36,7 +37,7 @@ class HistoryError(ValueError):
     """A file is no recorded history, or one that can't be read."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recorded:
     """A recorded run: its decisions as Kafka values. `spec` None: nobody knew that version."""
 
@@ -47,7 +48,7 @@ class Recorded:
     head: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """The first decision that comes out differently. `field` is where: `effects[1].arguments.url`, `input`, `prev`, `bytes`."""
 
@@ -59,7 +60,7 @@ class Difference:
     now: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Replay:
     """What came of deciding a recorded run again. `workflow`, `digest`: the version that decided; `decisions`: how many."""
 

@@ -1,9 +1,9 @@
 """Whether a value is what a test expects, and if not, where it differs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
+from events.frozen import frozen
 from streams.workflow.expressions import Json, to_json
 
 
@@ -16,7 +16,7 @@ ANYTHING: Final = _Anything()
 """Stands for any value, also inside of one."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Partly:
     """Stands for an object that has at least these items; see `partly`."""
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from events.calls import LlmCall, ToolCall
 from events.commands import WorkflowRequest
 from events.failure import Failure, FailureKind
+from events.frozen import frozen
 from events.results import LlmCallCompleted, LlmCallFailed, ToolCallCompleted, ToolCallFailed, Usage
 from streams.processors.llm_call import UnusableError, usable_output
 from streams.testing.matching import short
@@ -46,7 +47,7 @@ NEVER: Final = _Never()
 """An answer that doesn't come: the call's time limit ends it, or a cancellation."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """An answer with more than its value; see `answer`."""
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
+from events.frozen import frozen
+
 _TOKEN: Final = re.compile(
     r"""(?P<space>\s+|//[^\n]*)
     |(?P<text>[rR]?(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'))
@@ -21,14 +23,14 @@ class SyntaxUnknownError(Exception):
     """This is not the CEL that is read here; it may be CEL all the same."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Node:
     """A part of an expression; `source`: as it is written."""
 
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Literal(Node):
     """A constant. `value`: that of a text or a whole number, None if it isn't read here."""
 
@@ -36,12 +38,12 @@ class Literal(Node):
     value: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Name(Node):
     """A variable."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Select(Node):
     """`of.key`."""
 
@@ -49,7 +51,7 @@ class Select(Node):
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Index(Node):
     """`of[at]`."""
 
@@ -57,7 +59,7 @@ class Index(Node):
     at: Node
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call(Node):
     """`function(arguments)`, or `target.function(arguments)`."""
 
@@ -66,7 +68,7 @@ class Call(Node):
     arguments: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Operation(Node):
     """An operator and its operands; `?` has three."""
 
@@ -74,14 +76,14 @@ class Operation(Node):
     operands: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Items(Node):
     """A list."""
 
     items: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entries(Node):
     """A map."""
 

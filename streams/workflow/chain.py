@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from events.decisions import Decision, RunCancelled, RunCompleted, RunFailed
+from events.frozen import frozen
 from events.ids import FIRST_PREV
 
 
@@ -26,7 +27,7 @@ class Verdict(Enum):
     BROKEN = "broken"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Head:
     """Where a run's chain is. `first`: offset of its first decision, None while unknown; `over`: no decision can follow.
 

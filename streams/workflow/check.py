@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from events.frozen import frozen
 from streams.workflow import check_templates, shapes
 from streams.workflow.check_expressions import infer
 from streams.workflow.expressions import VARIABLES, DefinitionError, EvaluationError, Expression, Json, Scope
@@ -25,7 +26,7 @@ _FAILURES: Final = shapes.listing(shapes.record(index=INT, kind=TEXT, message=TE
 _MAYBE_TEXT: Final = either([TEXT, NULL])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ToolSchema:
     """What a tool takes and gives: JSON Schemas."""
 
@@ -46,7 +47,7 @@ def check(spec: WorkflowSpec, tools: Mapping[str, ToolSchema] | None = None) -> 
     return _Check(spec, tools).findings()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Seen:
     """What expressions at a place see."""
 

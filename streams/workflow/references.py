@@ -7,12 +7,12 @@ names both `input.map` and `steps.a.output`. What a macro or a loop of a templat
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import jinja2
 from jinja2 import nodes
 
+from events.frozen import frozen
 from streams.workflow import cel_syntax as cel
 from streams.workflow.expressions import Expression, Json
 from streams.workflow.spec import Compensation, Step
@@ -24,7 +24,7 @@ _WORD: Final = re.compile(r"[A-Za-z_]\w*")
 _READER: Final = jinja2.Environment(autoescape=False)  # noqa: S701 - it reads a prompt's tree and renders nothing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """One name in a definition. `into`: what it is used for (`arguments.rows`, `prompt`, `when` …); `root`: the variable.
 

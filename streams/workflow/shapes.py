@@ -6,9 +6,10 @@ rules out never works, and a definition that works is never called wrong because
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
+from events.frozen import frozen
 from streams.workflow.expressions import Json
 
 NUMBERS: Final = frozenset({"int", "double"})
@@ -39,7 +40,7 @@ Later = Callable[[], "Shape"]
 """A part's shape, found when it is asked for: schemas may contain themselves."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Shape:
     """What a value can be: one of `kinds`.
 

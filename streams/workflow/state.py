@@ -28,7 +28,6 @@ with it, so that a long loop takes no more memory than a short one.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -37,6 +36,7 @@ from immutables import Map
 from events.commands import Parent, SignalReceived
 from events.decisions import ApprovalRequested, ChildRunRequested, Decision, RunClosing, SignalAwaited, UndoPlanned
 from events.failure import Failure
+from events.frozen import frozen
 from events.ids import FIRST_PREV
 from streams.workflow.expressions import EvaluationError, from_json
 
@@ -79,7 +79,7 @@ MOST_FAILURES: Final = 100
 """How many failures of items a step lists."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StepState:
     """One step.
 
@@ -122,7 +122,7 @@ _NONE_HELD: Final[Map[str, None]] = Map()
 _NOTHING_HEARD: Final[Map[tuple[bytes, int], int]] = Map()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunState:
     """What a run's decisions amount to. `head` is the hash of the last one; `input` and `output` are JSON.
 
@@ -166,7 +166,7 @@ class RunState:
 INITIAL: Final = RunState()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunEvent:
     """A decision that its run's chain accepts, with its hash."""
 

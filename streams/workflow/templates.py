@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 import jinja2
@@ -11,6 +11,7 @@ from jinja2 import meta, nodes
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
+from events.frozen import frozen
 from streams.workflow.expressions import VARIABLES, DefinitionError, EvaluationError, Scope, cleaned, to_json, unknown_name
 
 _LARGEST: Final = 1024 * 1024
@@ -82,7 +83,7 @@ def _sandbox() -> _Sandbox:
 _SANDBOX: Final = _sandbox()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Template:
     """A compiled prompt. `variables`: those that it may use; `steps`, `names`: the steps and variables that it does use."""
 

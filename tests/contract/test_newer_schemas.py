@@ -70,7 +70,7 @@ def newer(event: Any) -> bytes:
     schema = copy.deepcopy(catalog.ENTRIES[type(event)].schema)
     schema["fields"].append({"name": "novelty", "type": "string", "default": ""})
     out = io.BytesIO()
-    schemaless_writer(out, parse_schema(catalog._without_logical_types(schema)), codec._to_datum(event) | {"novelty": "new"})
+    schemaless_writer(out, parse_schema(catalog._without_logical_types(schema)), codec.datum(event) | {"novelty": "new"})
     return codec.FRAME.pack(0, catalog.fingerprint(schema)) + out.getvalue()
 
 

@@ -46,7 +46,7 @@ def newer(event: Any) -> tuple[Outgoing, bytes]:
     schema = copy.deepcopy(catalog.ENTRIES[type(event)].schema)
     schema["fields"].append({"name": "novelty", "type": "string", "default": ""})
     out = io.BytesIO()
-    schemaless_writer(out, parse_schema(catalog._without_logical_types(schema)), codec._to_datum(event) | {"novelty": "new"})
+    schemaless_writer(out, parse_schema(catalog._without_logical_types(schema)), codec.datum(event) | {"novelty": "new"})
     number = catalog.fingerprint(schema)
     entry = SchemaPublished(number, type(event).__name__, json.dumps(schema))
     said = envelope(topics.SCHEMAS, str(number), entry, source="test", identity=str(number))

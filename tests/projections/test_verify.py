@@ -331,7 +331,7 @@ def test_a_decision_of_an_older_schema_is_compared_by_its_contents(tmp_path: Pat
     made = honest(runs=1)
     partition = next(index for index, of in enumerate(made.partitions) if of)
     decision, out = codec.decode(made.partitions[partition][0], Decision), BytesIO()
-    schemaless_writer(out, parse_schema(json.loads(old.read_text())), codec._to_datum(decision))
+    schemaless_writer(out, parse_schema(json.loads(old.read_text())), codec.datum(decision))
     made.partitions[partition] = [codec.FRAME.pack(0, 70387487) + out.getvalue()]
     result = checked(kcat(tmp_path / "log", made.partitions))
     assert (result.whole, result.again) == (True, 1)

@@ -76,7 +76,7 @@ def test_a_history_in_an_older_schema_is_decided_by_today_s_code(tmp_path: Path)
     document, schema, prev = json.loads(path.read_text()), parse_schema(json.loads(OLD.read_text())), ids.FIRST_PREV
     # An answer names its call by the hash of the decision in its old bytes.
     for number, value in enumerate(read(path).values):
-        datum = codec._to_datum(codec.decode(value, Decision)) | {"prev": prev}
+        datum = codec.datum(codec.decode(value, Decision)) | {"prev": prev}
         if number:
             datum["input"][1]["call_id"] = ids.effect_id(prev, 0)
         out = io.BytesIO()
