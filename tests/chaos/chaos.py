@@ -20,13 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 HERE: Final = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
@@ -37,6 +36,7 @@ from farm import Farm  # noqa: E402
 from ledger_watch import LedgerWatch  # noqa: E402
 from load import Load  # noqa: E402
 from ports import free_port, free_ports  # noqa: E402
+from processes import views_behind  # noqa: E402
 from report import Report  # noqa: E402
 from schedule import Disruption  # noqa: E402
 from sending import Sender  # noqa: E402
@@ -199,14 +199,12 @@ class Chaos:
         reports.log_remarks(self.report, self.folder)
 
     def _wait_for_views(self) -> None:
-        address = f"http://{self.settings.api_host}:{self.settings.api_port}/health"
         deadline = time.monotonic() + 60
-        lag: Any = "unknown"
+        lag: int | Exception = -1
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(address, timeout=5) as answer:
-                    lag = json.load(answer)["lag"]
-            except OSError as error:
+                lag = views_behind(self.settings)
+            except (OSError, kafka.KafkaUnreachableError) as error:
                 lag = error
             if lag == 0:
                 return

@@ -198,7 +198,9 @@ def a_queued_call_that_nobody_requested(capture: Capture) -> None:
 def a_queued_call_asks_for_something_else(capture: Capture) -> None:
     record = capture.records["tool.calls"][0]
     call = codec.decode(record.value, ToolCall)
-    capture.put(record, record._replace(value=codec.encode(replace(call, request=replace(call.request, arguments="{}")))))
+    capture.put(
+        record, record._replace(value=codec.encode(replace(call, request=replace(call.request, arguments='{"text":"another"}'))))
+    )
 
 
 # --- Side effects ---

@@ -1,9 +1,11 @@
 """One process of an installation: started until it is ready, sent signals, waited for."""
 
+import json
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +13,12 @@ from typing import Final, Protocol
 
 import psutil
 
+from events import topics
 from infra.embedded.errors import EmbeddedError
 from infra.embedded.supervisor import Supervisor
+from streams import kafka
+from streams.ends import ends
+from streams.settings import Settings
 
 READY_S: Final = 240.0
 
@@ -125,3 +131,14 @@ class BrokerProcess:
             if self._seen is not None and self._seen.is_running() and self._seen.status() != psutil.STATUS_ZOMBIE:
                 return self._seen.pid
         return None
+
+
+def views_behind(settings: Settings) -> int:
+    """Return how many records the api's views are behind the topics as they end now.
+
+    What the api itself says of that is as old as its last fetch. Raises OSError and KafkaUnreachableError.
+    """
+    with urllib.request.urlopen(f"http://{settings.api_host}:{settings.api_port}/health", timeout=20) as answer:
+        read = {(each["topic"], each["partition"]): each["position"] for each in json.load(answer)["partitions"]}
+    names = {(kafka.name(settings, topics.TOPICS[topic]), each): (topic, each) for topic, each in read if topic != "workers"}
+    return sum(max(0, end - read[names[place]]) for place, end in ends(kafka.admin(settings), names).items())

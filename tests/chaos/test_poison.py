@@ -19,6 +19,7 @@ from confluent_kafka import Consumer
 from poison import FUTURE_MS, HONEST, MB, WAITING, Dead, Decided, Outsider, Poison, Scene, Shot
 from poisons import POISONS
 from ports import free_ports
+from processes import views_behind
 
 from events import codec, ids, topics
 from events.commands import WorkflowRequest
@@ -259,12 +260,11 @@ class Installation:
         return found
 
     def behind(self) -> int:
-        """Return how many records the views are behind."""
+        """Return how many records the views are behind; -1: they can't be asked."""
         try:
-            health = httpx.get(f"http://127.0.0.1:{self.settings.api_port}/health", trust_env=False, timeout=20).json()
-        except httpx.HTTPError:
+            return views_behind(self.settings)
+        except (OSError, kafka.KafkaUnreachableError):
             return -1
-        return int(health["lag"])
 
     def settled(self, runs: set[str]) -> None:
         """Wait until honest runs are over and everything is read, by all. Raises StoppedError."""
