@@ -72,6 +72,8 @@ class CallRow:
     finish_reason: str | None = None
     failure_kind: str | None = None
     failure_message: str | None = None
+    workflow: str = ""
+    """Of its run: what all calls cost is asked without a look at all runs."""
     stored: bool = False
 
 
@@ -80,6 +82,7 @@ TABLE: Final = Table(
     {
         "call_id": "VARCHAR",
         "run_id": "VARCHAR",
+        "workflow": "VARCHAR",
         "step": "VARCHAR",
         "attempt": "BIGINT",
         "kind": "VARCHAR",
@@ -143,15 +146,15 @@ class Calls:
             self.open.setdefault(row["run_id"], {})[row["call_id"]] = CallRow(**row, stored=True)
             self._fetched.add((row["run_id"], row["call_id"]))
 
-    def apply(self, entry: Entry) -> Spent | None:
-        """Take an accepted decision; return what it says was spent."""
+    def apply(self, entry: Entry, workflow: str) -> Spent | None:
+        """Take an accepted decision; return what it says was spent. `workflow`: its run's."""
         decision = entry.decision
         held = self.open.setdefault(decision.run_id, {})
-        spent = self._input(entry, held)
+        spent = self._input(entry, held, workflow)
         requested: dict[str, str] = {}
         for index, effect in enumerate(decision.effects):
             if isinstance(effect, LlmCallRequested | ToolCallRequested):
-                row = _requested(entry, effect, index)
+                row = _requested(entry, effect, index, workflow)
                 held[row.call_id] = self._changed[row.call_id] = row
                 requested[row.step] = row.call_id
             elif isinstance(effect, CallCancelled):  # of a call that the same decision requests, the id was not known
@@ -168,7 +171,7 @@ class Calls:
             row.outcome, row.ended = outcome, at
             self._changed[call_id] = row
 
-    def _input(self, entry: Entry, held: dict[str, CallRow]) -> Spent | None:
+    def _input(self, entry: Entry, held: dict[str, CallRow], workflow: str) -> Spent | None:
         decision = entry.decision
         match decision.input:
             case TimerFired(timer_id=timer_id):
@@ -179,17 +182,17 @@ class Calls:
                     self._changed[timer_id] = row
                 return None
             case LlmCallCompleted() | LlmCallFailed() | ToolCallCompleted() | ToolCallFailed():
-                return self._answered(entry, decision.input, held)
+                return self._answered(entry, decision.input, held, workflow)
             case _:
                 return None
 
-    def _answered(self, entry: Entry, result: Result, held: dict[str, CallRow]) -> Spent | None:
+    def _answered(self, entry: Entry, result: Result, held: dict[str, CallRow], workflow: str) -> Spent | None:
         decision = entry.decision
         kind = "llm" if isinstance(result, LlmCallCompleted | LlmCallFailed) else "tool"
         row = held.get(result.call_id)
         if row is None:
             row = CallRow(result.call_id, decision.run_id, result.step, None, kind, entry.partition, entry.offset, Outcome.STRAY)
-            row.ended = decision.at
+            row.ended, row.workflow = decision.at, workflow
             held[result.call_id] = row
         elif row.outcome in (Outcome.TIMED_OUT, Outcome.CANCELLED) and not row.late:
             row.late = True
@@ -211,12 +214,12 @@ class Calls:
         self._fetched.clear()
 
 
-def _requested(entry: Entry, effect: LlmCallRequested | ToolCallRequested, index: int) -> CallRow:
+def _requested(entry: Entry, effect: LlmCallRequested | ToolCallRequested, index: int, workflow: str) -> CallRow:
     decision = entry.decision
     kind = "llm" if isinstance(effect, LlmCallRequested) else "tool"
     call_id = effect_id(entry.hash, index)
     row = CallRow(call_id, decision.run_id, effect.step, effect.attempt, kind, entry.partition, entry.offset)
-    row.requested, row.deadline = decision.at, effect.deadline
+    row.requested, row.deadline, row.workflow = decision.at, effect.deadline, workflow
     match effect:
         case LlmCallRequested():
             row.model = effect.model

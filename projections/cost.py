@@ -10,6 +10,7 @@ Money is summed in exact decimals, so groups add up to their total in any order.
 """
 
 from dataclasses import dataclass, replace
+from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,9 +21,12 @@ GROUPS: Final[dict[str, dict[str, str]]] = {
     "model": {"kind": "kind", "model": "model"},
     "tool": {"kind": "kind", "tool": "tool"},
     # Items and iterations of a step are one: `check[3].ask` is told as `check[*].ask`.
-    "step": {"workflow": "workflow", "step": r"regexp_replace(step, '\[\d+\]', '[*]', 'g')"},
+    "step": {
+        "workflow": "workflow",
+        "step": r"CASE WHEN contains(step, '[') THEN regexp_replace(step, '\[\d+\]', '[*]', 'g') ELSE step END",
+    },
     "run": {"run_id": "run_id", "workflow": "workflow"},
-    "day": {"day": "strftime(ended, '%Y-%m-%d')"},
+    "day": {"day": "ended::DATE"},
     "prices": {"kind": "kind", "prices": "prices"},
     "call": {
         "call_id": "call_id",
@@ -115,7 +119,7 @@ def costs(db: Connection, wanted: Filter, by: str, limit: int) -> Costs:
         ORDER BY place NULLS LAST
     """  # noqa: S608 - our own names
     *groups, all_ = rows(db, query, parameters)
-    total, shown = _told(all_), [{"key": group["key"], **_told(group)} for group in groups]
+    total, shown = _told(all_), [{"key": _in_words(group["key"]), **_told(group)} for group in groups]
     left_out = all_["groups"] - len(shown)
     rest = {name: total[name] - sum(group[name] for group in shown) for name in SUMS}
     return Costs(total, shown, rest if left_out else None, left_out)
@@ -123,8 +127,12 @@ def costs(db: Connection, wanted: Filter, by: str, limit: int) -> Costs:
 
 def family(db: Connection, run_id: str) -> tuple[str, ...]:
     """Return a run and all that it started, and those started, and so on; the run comes first."""
-    found = rows(db, f"WITH {_family('run_id = $1')} SELECT run_id FROM family", [run_id])  # noqa: S608 - our own names
-    return run_id, *(row["run_id"] for row in found if row["run_id"] != run_id)
+    found, last = {run_id: None}, [run_id]
+    while last:  # a generation a question: in one recursive question each would join all runs there are
+        children = rows(db, "SELECT run_id FROM runs WHERE parent_run_id IN (SELECT unnest($1))", [last])
+        last = [row["run_id"] for row in children if row["run_id"] not in found]
+        found |= dict.fromkeys(last)
+    return tuple(found)
 
 
 def in_family(db: Connection, wanted: Filter, total: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -146,23 +154,27 @@ def _chosen(wanted: Filter) -> tuple[str, list[Any]]:
         parameters.append(value)
         return f"${len(parameters)}"
 
-    conditions, of_runs = ["calls.outcome <> 'pending'"], list[str]()
+    conditions, of_runs = ["calls.outcome <> 'pending'"], ""
     if wanted.since is not None:
         conditions.append(f"calls.ended >= make_timestamp_ms({given(wanted.since)})::TIMESTAMP_MS")
     if wanted.until is not None:
         conditions.append(f"calls.ended < make_timestamp_ms({given(wanted.until)})::TIMESTAMP_MS")
     if wanted.workflow is not None:
-        of_runs.append(f"workflow = {given(wanted.workflow)}")
+        conditions.append(f"calls.workflow = {given(wanted.workflow)}")
     if wanted.runs is not None:
-        of_runs.append(f"run_id IN (SELECT unnest({given(list(wanted.runs))}))")
+        # Where a run's decisions are lets DuckDB skip all row groups in which its calls can't be.
+        of_runs = f"""JOIN (
+            SELECT run_id, "partition", first_offset, last_offset FROM runs
+            WHERE run_id IN (SELECT unnest({given(list(wanted.runs))}))
+        ) AS runs USING (run_id)"""  # noqa: S608 - our own names
+        conditions.append('calls."partition" = runs."partition"')
+        conditions.append('calls."offset" BETWEEN runs.first_offset AND runs.last_offset')
     labelled = [f"labels[{given(key)}] = {given(value)}" for key, value in wanted.labels]
     if labelled:
-        of_runs.append("run_id IN (SELECT run_id FROM family)")
-    which = f" WHERE {' AND '.join(of_runs)}" if of_runs else ""
-    chosen = f"""chosen AS (
-        SELECT calls.*, runs.workflow,
-            CASE WHEN calls.cost_usd BETWEEN 0 AND {_MOST_USD} THEN calls.cost_usd::DECIMAL(38, 12) END AS paid
-        FROM calls JOIN (SELECT run_id, workflow FROM runs{which}) AS runs USING (run_id) WHERE {" AND ".join(conditions)}
+        conditions.append("calls.run_id IN (SELECT run_id FROM family)")
+    chosen = f"""chosen AS NOT MATERIALIZED (
+        SELECT calls.*, CASE WHEN calls.cost_usd BETWEEN 0 AND {_MOST_USD} THEN calls.cost_usd::DECIMAL(38, 12) END AS paid
+        FROM calls {of_runs} WHERE {" AND ".join(conditions)}
     )"""  # noqa: S608 - our own names
     return (f"{_family(' AND '.join(labelled))}, " if labelled else "") + chosen, parameters
 
@@ -173,6 +185,11 @@ def _family(first: str) -> str:
         SELECT run_id FROM runs WHERE {first}
         UNION SELECT runs.run_id FROM runs JOIN family ON runs.parent_run_id = family.run_id
     )"""  # noqa: S608 - our own names
+
+
+def _in_words(key: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's key as it is told: a day in words, for it is days that are grouped, which takes a third of the time."""
+    return {name: value.isoformat() if isinstance(value, date) else value for name, value in key.items()}
 
 
 def _selected(sums: dict[str, str]) -> str:

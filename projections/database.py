@@ -23,7 +23,7 @@ from projections.table import Connection, rows
 
 log = structlog.get_logger()
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raise it whenever a table or what is written to it changes."""
 TABLES: Final = (
     runs.TABLE,

@@ -31,10 +31,9 @@ VIEWS: Final[dict[str, str]] = {
     """,
     # One row for each call that is over: sum it by whatever is wanted.
     "usage": """
-        SELECT calls.ended::DATE AS "day", runs.workflow, calls.run_id, step, calls.call_id, kind, calls.model, tool, provider,
-               calls.outcome, calls.input_tokens, cache_read_tokens, cache_write_tokens, cache_write_1h_tokens,
-               calls.output_tokens, reasoning_tokens, calls.cost_usd, prices
-        FROM calls JOIN runs USING (run_id) WHERE calls.ended IS NOT NULL
+        SELECT ended::DATE AS "day", workflow, run_id, step, call_id, kind, model, tool, provider, outcome, input_tokens,
+               cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, cost_usd, prices
+        FROM calls WHERE ended IS NOT NULL
     """,
 }
 """SQL views by name."""

@@ -11,6 +11,7 @@ from events.decisions import (
     BreakpointCleared,
     BreakpointSet,
     ChildRunRequested,
+    Decision,
     Effect,
     RetryScheduled,
     RunCancelled,
@@ -171,6 +172,13 @@ class Runs:
     def first_offset(self, run_ids: Iterable[str]) -> int:
         """Return where the first of these open runs begins: nothing of them lies before that offset."""
         return min((self.open[run_id].first_offset for run_id in run_ids), default=0)
+
+    def workflow_of(self, decision: Decision) -> str:
+        """Return the workflow of an open run, or of one that begins with this decision."""
+        row = self.open.get(decision.run_id)
+        if row is not None:
+            return row.workflow or ""
+        return decision.input.workflow if isinstance(decision.input, StartRun) else ""
 
     def apply(self, entry: Entry, spent: Spent | None, moved: Moved) -> RunRow:
         """Take an accepted decision, with what it says was spent and what it did to the steps; return the run's row."""

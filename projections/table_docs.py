@@ -106,6 +106,7 @@ TABLES: Final[dict[str, tuple[str, dict[str, str]]]] = {
         "LLM and tool calls, each attempt a row",
         {
             "call_id": "The call; derived from the decision that requested it",
+            "workflow": "Workflow of its run",
             "attempt": "Which attempt of its step it is",
             "kind": "`llm` or `tool`",
             "partition": "Partition of the decision that requested it (of a stray one: that answered it)",

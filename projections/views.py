@@ -139,7 +139,7 @@ class Views:
             self.calls.fetch(self._db, accepted, self.runs)
             self.steps.fetch(self._db, accepted, self.runs)
             for entry in accepted:
-                spent = self.calls.apply(entry)
+                spent = self.calls.apply(entry, self.runs.workflow_of(entry.decision))
                 moved = self.steps.apply(entry, spent)
                 self.runs.apply(entry, spent, moved)
                 self.approvals.apply(entry)

@@ -89,7 +89,7 @@ class Followed:
         decision, state = self.history.last, self.history.state
         assert decision is not None
         entry = Entry(message.partition() or 0, message.offset() or 0, decision, state.head, len(codec.unframed(value or b"")))
-        spent = self._calls.apply(entry)
+        spent = self._calls.apply(entry, self._runs.workflow_of(decision))
         moved = self._steps.apply(entry, spent)
         self.run = self._runs.apply(entry, spent, moved)
         return True

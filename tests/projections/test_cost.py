@@ -49,13 +49,18 @@ PARENTS = [None, 0, 1, None, 3, None, 3, None]
 """Of each run, the one that started it."""
 
 
+def workflow(run: int) -> str:
+    """Return the workflow of a run."""
+    return "odd" if run % 2 else "even"
+
+
 @contextmanager
 def ledger(made: list[Any]) -> Iterator[Any]:
     """Give a database with 8 runs in 4 families, and these calls."""
     rows = []
     for number, (run, kind, outcome, usd, (read, written), at, step, name) in enumerate(made):
         row = CallRow(f"c{number}", f"r{run}", step, 1, kind, 0, number, outcome, cost_usd=usd)
-        row.ended = None if outcome == "pending" else BEGIN + at
+        row.ended, row.workflow = None if outcome == "pending" else BEGIN + at, workflow(run)
         row.latency_ms = None if outcome == "abandoned" else 5
         if kind == "llm":
             row.model, row.input_tokens, row.output_tokens, row.prices = name, read, written, "p"
@@ -66,7 +71,8 @@ def ledger(made: list[Any]) -> Iterator[Any]:
         rows.append(row)
     started = []
     for number, parent in enumerate(PARENTS):
-        run_row = RunRow(f"r{number}", 0, number, BEGIN, workflow="even" if number % 2 == 0 else "odd", labels={})
+        run_row = RunRow(f"r{number}", 0, 0, BEGIN, workflow=workflow(number), labels={})
+        run_row.last_offset = len(made)
         run_row.parent_run_id = None if parent is None else f"r{parent}"
         run_row.labels = {"team": "a", "n": str(number)} if number in (0, 1, 5) else {}
         started.append(run_row)

@@ -382,7 +382,7 @@ def test_what_this_code_does_not_know_is_passed_over() -> None:
 def apply_all(decision: Decision) -> Any:
     """Let every read model take a decision; return the run's row."""
     entry = Entry(0, 0, decision, b"h" * 32, 10)
-    spent = Calls().apply(entry)
+    spent = Calls().apply(entry, "w")
     moved = Steps().apply(entry, spent)
     approvals.Approvals().apply(entry)
     signals.Signals().apply(entry)
