@@ -296,22 +296,22 @@ def _name(found: Found, node_id: str, run_id: str = "") -> str:
 
 def _cost(db: Connection, run_id: str) -> AuditedCost:
     wanted = costs.Filter(runs=costs.family(db, run_id))
-
-    def grouped(by: str) -> list[Spent]:
-        found = costs.costs(db, wanted, by, GROUPS)
-        groups = [_spent(_key(each["key"]), each) for each in found.groups]
-        return [*groups, _spent(f"{found.left_out:,} others", found.rest)] if found.rest else groups
-
-    total = costs.costs(db, wanted, "run", 1).total
+    found = {by: costs.costs(db, wanted, by, GROUPS) for by in ("step", "model", "prices")}
+    total = found["step"].total
     own, children = costs.in_family(db, wanted, total)
     return AuditedCost(
         total=_spent("total", total),
         own=_spent("this run", own),
         children=_spent("runs that it started", children),
-        by_step=grouped("step"),
-        by_model=grouped("model"),
-        by_prices=grouped("prices"),
+        by_step=_groups(found["step"]),
+        by_model=_groups(found["model"]),
+        by_prices=_groups(found["prices"]),
     )
+
+
+def _groups(found: costs.Costs) -> list[Spent]:
+    groups = [_spent(_key(each["key"]), each) for each in found.groups]
+    return [*groups, _spent(f"{found.left_out:,} others", found.rest)] if found.rest else groups
 
 
 def _key(key: Mapping[str, Any]) -> str:
