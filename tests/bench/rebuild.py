@@ -264,7 +264,7 @@ def stages(settings: Settings, folder: Path, batches: int) -> dict[str, float]:
                 views.calls.fetch(db, accepted, views.runs)
                 views.steps.fetch(db, accepted, views.runs)
             with stage("calls"):
-                spent = [views.calls.apply(entry) for entry in accepted]
+                spent = [views.calls.apply(entry, "bench-analysis") for entry in accepted]
             with stage("steps"):
                 moved = [views.steps.apply(entry, each) for entry, each in zip(accepted, spent, strict=True)]
             with stage("runs"):
