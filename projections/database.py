@@ -91,7 +91,7 @@ class StaleViewsError(Exception):
 
 
 ROOM_BYTES: Final = 32 << 20
-"""What a transaction may need: its changes, and at times all changes since the file was last put in order (16 MB at most)."""
+"""What most transactions need: their changes, and at times all changes since the file was last put in order (16 MB)."""
 _IN_USE: Final = "Could not set lock"
 _NO_ROOM: Final = re.compile("No space left on device|Disk quota exceeded|File too large")
 _NO_RIGHT: Final = re.compile(
@@ -250,12 +250,14 @@ def _damaged(path: Path) -> list[Path]:
 
 
 def check_room(path: Path) -> None:
-    """Raise LittleRoomError when the disk is nearly full.
+    """Raise LittleRoomError when the disk is nearly full, and ViewsRefusedError when that can't be found out.
 
     DuckDB 2.0 must not find out by itself: of 30 times once it had rows wrong afterwards ("Corrupted LIST column"), once it ended
     the process.
     """
-    if shutil.disk_usage(path.parent).free < ROOM_BYTES:
+    with told(path, OSError):
+        free = shutil.disk_usage(path.parent).free
+    if free < ROOM_BYTES:
         raise LittleRoomError(
             f"there is no room for {path}: make some, it goes on by itself then (less than {ROOM_BYTES / 1e6:.0f} MB are free)"
         )

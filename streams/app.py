@@ -23,6 +23,7 @@ from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
 from streams import kafka, memory, patience, schemas
+from streams.ends import ends
 from streams.processors import intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
 from streams.processors.orchestrator import GROUP, Orchestrator
@@ -118,8 +119,10 @@ def _orchestrator(app: faust.App, settings: Settings, reporter: Reporter) -> Non
 
 def _llm(app: faust.App, settings: Settings, reporter: Reporter) -> None:
     def make() -> Loop:
-        from streams.processors import llm_worker  # noqa: PLC0415 - for this role only; the first call imports litellm
+        from streams.processors import llm_call, llm_worker  # noqa: PLC0415 - for this role only
 
+        if _asked_before(settings, topics.LLM_CALLS):
+            llm_call.load()
         handler = llm_worker.LlmCalls(settings)
         worker = Worker(settings, topics.LLM_CALLS, handler, settings.llm_concurrency, app.loop)
         _watch(reporter, worker, handler, settings.llm_concurrency)
@@ -131,6 +134,12 @@ def _llm(app: faust.App, settings: Settings, reporter: Reporter) -> None:
         await llm_call.close()
 
     _serve(app, settings, reporter, topics.LLM_CALLS, make, close)
+
+
+def _asked_before(settings: Settings, queue: Topic) -> bool:
+    """Whether there have ever been calls here: who may get some any moment has what they need before they come."""
+    places = [(kafka.name(settings, queue), each) for each in range(kafka.connect(settings).partitions[queue.name])]
+    return any(ends(kafka.admin(settings), places, 10.0).values())
 
 
 def _tool(app: faust.App, settings: Settings, reporter: Reporter) -> None:

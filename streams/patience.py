@@ -21,8 +21,8 @@ class KafkaUnreachableError(Exception):
     """No broker answered in time: check that Kafka runs and that `FOLDFLOW_BOOTSTRAP_SERVERS` names it."""
 
 
-class EndingError(Exception):
-    """The process was told to end while it waited for Kafka: whoever waits lets go of what isn't his yet."""
+class EndingError(BaseException):
+    """The process was told to end while it waited for Kafka. No Exception: nobody who handles whatever goes wrong is meant."""
 
 
 @dataclass(slots=True)
@@ -57,9 +57,10 @@ def until(stop: threading.Event, grace_s: float) -> Iterator[None]:
 
 @contextmanager
 def unless_ending() -> Iterator[None]:
-    """Let every wait for Kafka in this block end the block when the process is told to end: what it begins isn't begun.
+    """Let every wait for Kafka in this block end the block when the process is told to end.
 
-    For partitions that just came: others get them.
+    For partitions that just came: others get them. The client hands out their records all the same, so the block must make them
+    known only at its end: records of partitions that aren't known are passed over.
     """
     with suppress(EndingError), until(_end.get().stop, 0.0):
         yield

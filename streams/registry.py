@@ -1,6 +1,5 @@
 """The registry of workflow versions: a view of the compacted topic `specs`. It ends in front of what newer code registered."""
 
-import time
 from typing import NamedTuple
 
 from confluent_kafka import Consumer
@@ -10,6 +9,7 @@ from events.commands import WorkflowRegistered
 from events.errors import NewerCodeError, NotDecodableError
 from streams import kafka, schemas
 from streams.envelope import envelope
+from streams.patience import Patience
 from streams.settings import Settings
 from streams.workflow.spec import WorkflowSpec, digest, from_canonical
 
@@ -40,13 +40,10 @@ class SpecRegistry:
     def refresh(self, timeout_s: float = 120.0) -> None:
         """Read on to the end of the topic as of now. Raises KafkaUnreachableError and NewerCodeError."""
         _, end = kafka.watermarks(self._source, self._topic, 0, timeout_s)
-        deadline = time.monotonic() + timeout_s
+        waiting = Patience(f"{self._topic} from offset {self._next} on", timeout_s)
         while self._next < end:
             self.drain(0.1)
-            if time.monotonic() > deadline:
-                raise kafka.KafkaUnreachableError(
-                    f"{self._topic}: nothing came from offset {self._next} on for {timeout_s:.0f} s"
-                )
+            waiting.check()
 
     def drain(self, timeout_s: float = 0.0) -> None:
         """Take what has come since the last look; wait for it at most so long.

@@ -1,7 +1,7 @@
 """One attempt at asking a model, through LiteLLM: an `LlmCall` in, its result out. Nothing is tried twice here.
 
 Whatever happens ends as a result with a failure kind, so that the orchestrator decides what follows; only cancellation passes.
-LiteLLM takes seconds and 120 MB to import, so it isn't imported before the first call: who makes none is ready sooner.
+LiteLLM takes seconds and 120 MB to import, so where no call was ever made it isn't imported before the first one.
 """
 
 import asyncio

@@ -11,6 +11,7 @@ before all of those. A run that is over holds the mark until the index of finish
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -135,6 +136,7 @@ class Mirror:
             self._commit(wait=True)  # what stands before it is mirrored
             raise
         finally:
+            self.copies.clear()  # what is committed is committed; what failed may not be
             self.consumer.close()
             self.log_reader.close()
             self.schemas.close()
@@ -164,7 +166,7 @@ class Mirror:
         self._committed_at = time.monotonic()
         if wait or self._committed_at - self._marked_at >= _MARK_EVERY_S:
             self._marked_at = self._committed_at
-            self._read_index()
+            self._read_index(self.copies)
             for copy in self.copies.values():
                 copy.move_mark()
         offsets = [
@@ -191,13 +193,12 @@ class Mirror:
     @patience.unless_ending()
     def _assigned(self, member: Consumer, partitions: list[TopicPartition]) -> None:
         self._reading = True
-        for each in commits.committed(member, partitions) if partitions else ():
-            self.copies[each.partition] = self._begin(each)
-            log.info("mirror.took_over", partition=each.partition, position=self.copies[each.partition].position)
-        self._read_index()
-        member.incremental_assign(
-            [TopicPartition(self._decisions, each.partition, self.copies[each.partition].mark) for each in partitions]
-        )
+        begun = {each.partition: self._begin(each) for each in commits.committed(member, partitions)} if partitions else {}
+        self._read_index(begun)
+        for partition, copy in begun.items():
+            log.info("mirror.took_over", partition=partition, position=copy.position)
+        self.copies |= begun
+        member.incremental_assign([TopicPartition(self._decisions, partition, copy.mark) for partition, copy in begun.items()])
         self._reading = False
         self.ready.set()
 
@@ -216,13 +217,13 @@ class Mirror:
         same = json.loads(self._metadata(copy)) == {**said, "mark": copy.mark}
         return Copy(place, committed.offset, min(mark, committed.offset)) if same else Copy(place, 0, 0)
 
-    def _read_index(self) -> None:
+    def _read_index(self, copies: Mapping[int, Copy]) -> None:
         """Read the index of finished runs on to its end."""
-        starts = {partition: copy.index.end for partition, copy in self.copies.items()}
+        starts = {partition: copy.index.end for partition, copy in copies.items()}
         for message in kafka.read_partitions(self.log_reader, kafka.name(self.settings, topics.FINISHED), starts):
             self.schemas.refuse_newer("an entry of the index", message.value(), FinishedRun, FinishedRuns)
             try:
-                self.copies[message.partition() or 0].index.read(message.offset() or 0, message.key(), message.value())
+                copies[message.partition() or 0].index.read(message.offset() or 0, message.key(), message.value())
             except NotDecodableError as error:
                 log.warning("mirror.index_unreadable", partition=message.partition(), problem=str(error))
 

@@ -378,13 +378,14 @@ class Worker:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         starts: dict[int, int] = {}
         covered: dict[int, int | None] = {}
+        made: dict[int, str] = {}
         for each in commits.committed(consumer, partitions):
-            start = starts[each.partition] = max(0, each.offset)
-            covered[each.partition], done = commits.covered(each.metadata or "")
-            with self._change:
-                self._trackers[each.partition] = OffsetTracker(start, done)
-            self._committed[each.partition] = (start, done)
+            starts[each.partition] = max(0, each.offset)
+            covered[each.partition], made[each.partition] = commits.covered(each.metadata or "")
         self._look_back(starts, covered)
+        with self._change:
+            self._trackers |= {partition: OffsetTracker(start, made[partition]) for partition, start in starts.items()}
+        self._committed |= {partition: (start, made[partition]) for partition, start in starts.items()}
         topic = kafka.name(self.settings, self.topic)
         places = [TopicPartition(topic, partition, start) for partition, start in starts.items()]
         consumer.incremental_assign(places)
