@@ -6,7 +6,7 @@ An old writer's schema is resolved to today's by Avro's rules. What can't be rea
 import struct
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from fastavro import schemaless_reader, schemaless_writer
 
@@ -73,6 +73,33 @@ def _untagged(value: Any) -> Any:
     return _READ[value[0]](value[1]) if type(value) is tuple else value
 
 
+class _Forms(NamedTuple):
+    """The code for a field, by what it holds: `plain` gets it; `union`, `single` (a record) and `array` are made of that."""
+
+    plain: str
+    union: str
+    single: str
+    array: str
+
+
+_WRITTEN: Final = _Forms(
+    "event.{name}", "_tagged({plain})", "_WRITE[type({plain})]({plain})", "[_tagged(item) for item in {plain}]"
+)
+_TAKEN: Final = _Forms(
+    "datum[{name!r}]", "_untagged({plain})", "_READ[{record!r}]({plain})", "tuple([_untagged(item) for item in {plain}])"
+)
+
+
+def _fields(kind: type[Any], forms: _Forms) -> dict[str, str]:
+    """Return the code for each field of a type."""
+    fields = {name: forms.plain.format(name=name) for name in kind.__dataclass_fields__}
+    for name in _NESTED.get(kind, ()):
+        single = _SINGLE.get((kind, name))
+        form = forms.union if (kind, name) in _UNIONS else forms.single if single is not None else forms.array
+        fields[name] = form.format(plain=fields[name], record=single and _FULL_NAMES[single])
+    return fields
+
+
 def _made(kind: type[Any], argument: str, code: str) -> Callable[[Any], Any]:
     names = {"_tagged": _tagged, "_untagged": _untagged, "_WRITE": _WRITE, "_READ": _READ, "kind": kind}
     return eval(f"lambda {argument}: {code}", names)  # type: ignore[no-any-return] # noqa: S307 - of our own schemas' names
@@ -80,28 +107,13 @@ def _made(kind: type[Any], argument: str, code: str) -> Callable[[Any], Any]:
 
 def _writer(kind: type[Any]) -> Callable[[Any], _Datum]:
     """Return what makes fastavro's record of an event."""
-    fields = {name: f"event.{name}" for name in kind.__dataclass_fields__}
-    for name in _NESTED.get(kind, ()):
-        if (kind, name) in _UNIONS:
-            fields[name] = f"_tagged(event.{name})"
-        elif (kind, name) in _SINGLE:
-            fields[name] = f"_WRITE[type(event.{name})](event.{name})"
-        else:
-            fields[name] = f"[_tagged(item) for item in event.{name}]"
-    return _made(kind, "event", "{" + ", ".join(f"{name!r}: {code}" for name, code in fields.items()) + "}")
+    pairs = ", ".join(f"{name!r}: {code}" for name, code in _fields(kind, _WRITTEN).items())
+    return _made(kind, "event", f"{{{pairs}}}")
 
 
 def _reader(kind: type[Any]) -> Callable[[_Datum], Any]:
     """Return what makes the event of fastavro's record."""
-    fields = {name: f"datum[{name!r}]" for name in kind.__dataclass_fields__}
-    for name in _NESTED.get(kind, ()):
-        if (kind, name) in _UNIONS:
-            fields[name] = f"_untagged(datum[{name!r}])"
-        elif (kind, name) in _SINGLE:
-            fields[name] = f"_READ[{_FULL_NAMES[_SINGLE[kind, name]]!r}](datum[{name!r}])"
-        else:
-            fields[name] = f"tuple([_untagged(item) for item in datum[{name!r}]])"
-    return _made(kind, "datum", f"kind({', '.join(fields.values())})")
+    return _made(kind, "datum", f"kind({', '.join(_fields(kind, _TAKEN).values())})")
 
 
 _WRITE: Final[dict[type[Any], Callable[[Any], _Datum]]] = {}
@@ -177,8 +189,8 @@ def decode(value: bytes | None, kind: type[Event]) -> Event:
     source = BytesIO(value)
     source.seek(FRAME.size)
     try:
-        datum: Any = schemaless_reader(source, schema, reader, return_record_name=True)
-        event = _READ[_FULL_NAMES[kind]](datum)
+        found: Any = schemaless_reader(source, schema, reader, return_record_name=True)
+        event = _READ[_FULL_NAMES[kind]](found)
     except Exception as error:  # fastavro raises whatever its C code meets in foreign bytes: EOFError, IndexError, UnicodeError …
         raise NotDecodableError(f"not readable as {kind.__name__}: {error!r}") from error
     if source.read(1):

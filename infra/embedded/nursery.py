@@ -21,7 +21,12 @@ from setproctitle import setproctitle
 
 from infra.embedded.errors import EmbeddedError
 
-COMMAND: Final = (sys.executable, "-P", "-m", "infra.embedded.nursery")
+# The same interpreter, so that it works from an environment that isn't activated. Without the current folder on its path (-P): a
+# project's own `tools.py` or `events/` must not stand in for ours.
+_MODULE: Final = (sys.executable, "-P", "-m")
+FOLDFLOW: Final = (*_MODULE, "infra.cli.main")
+"""The command `foldflow`, and COMMAND: this program."""
+COMMAND: Final = (*_MODULE, "infra.embedded.nursery")
 
 
 class Nursery:
@@ -78,7 +83,7 @@ def _become(asked: dict[str, Any]) -> None:
     from infra.cli.main import main as foldflow  # noqa: PLC0415
 
     os.setsid()
-    setproctitle(" ".join((sys.executable, "-P", "-m", "infra.cli.main", *asked["arguments"])))
+    setproctitle(" ".join((*FOLDFLOW, *asked["arguments"])))
     os.environ.clear()
     os.environ.update(asked["environment"])
     for descriptor, path, flags in (

@@ -2,12 +2,11 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.embedded import java, kafka, model
+from infra.embedded import java, kafka, model, nursery
 from infra.embedded.errors import EmbeddedError
 from streams.settings import Settings
 
@@ -121,9 +120,7 @@ def brokers(settings: Settings) -> tuple[kafka.Broker, ...]:
 def _foldflow(settings: Settings, name: str, *arguments: str, address: str = "", ports: tuple[Port, ...] = ()) -> Service:
     return Service(
         name=name,
-        # The same interpreter, so that it works from an environment that isn't activated. Without the current folder on its
-        # path (-P): a project's own `tools.py` or `events/` must not stand in for ours.
-        command=lambda: [sys.executable, "-P", "-m", "infra.cli.main", *arguments],
+        command=lambda: [*nursery.FOLDFLOW, *arguments],
         logs=(settings.data_dir / "logs" / f"{name}.log",),
         ports=ports,
         environment=lambda: {**os.environ, **environment_of(settings)},
