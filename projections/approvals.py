@@ -10,6 +10,7 @@ from events.decisions import ApprovalRequested, Effect, OutputChanged, StepCance
 from events.failure import FailureKind
 from events.results import TimerFired
 from projections.entry import Entry
+from projections.extent import Extent, in_extent
 from projections.table import Connection, Table, rows
 
 
@@ -174,15 +175,13 @@ class Filter:
     until: int | None = None
 
 
-def of_run(db: Connection, run_id: str, *, waiting: bool = False) -> list[dict[str, Any]]:
+def of_run(db: Connection, extent: Extent, *, waiting: bool = False) -> list[dict[str, Any]]:
     """Return a run's approvals in the order in which they were requested; `waiting`: only those that nobody has answered."""
     query = f"""
-        SELECT {_SHOWN}
-        FROM approvals, (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
-        WHERE run_id = $1 AND "partition" = p AND "offset" BETWEEN low AND high {"AND status = 'waiting'" if waiting else ""}
-        ORDER BY "offset", step
+        SELECT {_SHOWN} FROM approvals
+        WHERE {in_extent("approvals")} {"AND status = 'waiting'" if waiting else ""} ORDER BY "offset", step
     """  # noqa: S608 - our own text
-    return rows(db, query, [run_id])
+    return rows(db, query, extent.given())
 
 
 def newest(db: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:

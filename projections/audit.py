@@ -36,8 +36,9 @@ from projections.audit_document import (
 from projections.audit_log import Heard, Told, told
 from projections.audit_values import PROMPT, VALUE, between, clean, content, utc
 from projections.audit_words import did, remarks, said, summary
+from projections.extent import Extent
 from projections.lineage import Asked, Found, lineage
-from projections.table import Connection, rows
+from projections.table import Connection
 
 STEPS, ATTEMPTS, APPROVALS, RELATIVES, FLOWS, FILES, GROUPS = 200, 10, 200, 20, 200, 200, 30
 """The most entries of each list."""
@@ -49,20 +50,21 @@ _Rows = Sequence[Mapping[str, Any]]
 def report(db: Connection, run: Mapping[str, Any], ledger: Ledger) -> Report:
     """Return the audit report of a run. `run`: its row of `runs`. Raises what reading the ledger raises."""
     run_id: str = run["run_id"]
-    made = calls.of_run(db, run_id)
+    extent = Extent.of(run)
+    made = calls.of_run(db, extent)
     shown, left_out = chosen(made)
     log = told(ledger.source, run_id, ledger.source.spans(), frozenset(each["call_id"] for each in shown))
     canonical = specs.definition_of(db, run["digest"])
-    found = lineage(db, Asked(run_id))
-    steps, known = step_pages.of_run(db, run_id, STEPS)
+    found = lineage(db, Asked(run_id), run)
+    steps, known = step_pages.of_run(db, extent, STEPS)
     finished = Report(
         made=datetime.now(UTC),
         foldflow=version("foldflow"),
         summary=[],
         run=_run(db, run, ledger, log, canonical),
         steps=Listed(_steps(steps, made), known, _steps_left_out(known, len(steps))),
-        statuses=_statuses(db, run),
-        approvals=_first([_approval(each) for each in approvals.of_run(db, run_id)], APPROVALS, "approvals"),
+        statuses=step_pages.statuses(db, extent, specs.steps_of(db, run["digest"])),
+        approvals=_first([_approval(each) for each in approvals.of_run(db, extent)], APPROVALS, "approvals"),
         words=_words(log, ledger),
         model_calls=of_kind("llm", made, shown, left_out, lambda call: model_call(call, log)),
         tool_calls=of_kind("tool", made, shown, left_out, lambda call: tool_call(call, log)),
@@ -85,8 +87,8 @@ def _run(db: Connection, run: Mapping[str, Any], ledger: Ledger, log: Told, cano
     assert started is not None
     definition = content(canonical, PROMPT)
     described = payload(canonical)
-    children = runs.newest(db, runs.Filter(parent=run_id), RELATIVES + 1)
-    forks = runs.newest(db, runs.Filter(origin=run_id), RELATIVES + 1)
+    children = runs.relatives(db, "parent_run_id", run_id, RELATIVES + 1)
+    forks = runs.relatives(db, "origin_run_id", run_id, RELATIVES + 1)
     asked = content(run["input"], PROMPT)
     assert asked is not None
     return AuditedRun(
@@ -118,16 +120,6 @@ _COPIED: Final = (
 
 def _relative(run: Mapping[str, Any]) -> Relative:
     return Relative(run["run_id"], run["workflow"], run["status"], run["parent_step"], run["origin_seq"])
-
-
-def _statuses(db: Connection, run: Mapping[str, Any]) -> dict[str, int]:
-    """Return how many steps are how, those that nothing was decided about yet among them."""
-    query = "SELECT status, count(*) AS n FROM steps WHERE run_id = ? GROUP BY status ORDER BY n DESC, status"
-    found = {row["status"]: row["n"] for row in rows(db, query, [run["run_id"]])}
-    query = "SELECT count(*) AS n FROM steps WHERE run_id = ? AND step IN (SELECT unnest(?))"
-    names = specs.steps_of(db, run["digest"])
-    pending = len(names) - rows(db, query, [run["run_id"], names])[0]["n"]
-    return found | ({"pending": pending} if pending > 0 else {})
 
 
 # --- Steps ---
@@ -295,17 +287,14 @@ def _name(found: Found, node_id: str, run_id: str = "") -> str:
 
 
 def _cost(db: Connection, run_id: str) -> AuditedCost:
-    wanted = costs.Filter(runs=costs.family(db, run_id))
-    found = {by: costs.costs(db, wanted, by, GROUPS) for by in ("step", "model", "prices")}
-    total = found["step"].total
-    own, children = costs.in_family(db, wanted, total)
+    found = costs.of_family(db, run_id, ("step", "model", "prices"), GROUPS)
     return AuditedCost(
-        total=_spent("total", total),
-        own=_spent("this run", own),
-        children=_spent("runs that it started", children),
-        by_step=_groups(found["step"]),
-        by_model=_groups(found["model"]),
-        by_prices=_groups(found["prices"]),
+        total=_spent("total", found.total),
+        own=_spent("this run", found.own),
+        children=_spent("runs that it started", found.children),
+        by_step=_groups(found.by["step"]),
+        by_model=_groups(found.by["model"]),
+        by_prices=_groups(found.by["prices"]),
     )
 
 

@@ -1,8 +1,8 @@
 """The integrity part of an audit report: the run's record checked now, from the log, and how anybody can check it."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ from events.topics import DECISIONS, SPECS, Topic
 from projections.audit_document import Integrity, IntegrityProblem, Place
 from projections.audit_log import Told
 from projections.replay_again import Kept
-from projections.replay_sources import KCAT, KafkaLog, Source, Span
+from projections.replay_sources import KCAT, KafkaLog, Record, Source, Span, run_of
 from projections.verify import Check, Finding, Result
 from streams.payloads import PayloadStore
 from streams.settings import Settings
@@ -42,6 +42,27 @@ class Ledger:
         return self.prefix + topic.name
 
 
+@dataclass(frozen=True, slots=True)
+class RunLog(KafkaLog):
+    """The log as far as a run stands in it, for two readers: fetched for the first one, who leaves what may concern the run.
+
+    `run`: the run's id; `left`: by partition and span. Records of other runs in between are not kept.
+    """
+
+    run: bytes = b""
+    left: dict[tuple[int, Span], list[Record]] = field(default_factory=dict)
+
+    def records(self, partition: int, span: Span) -> Iterator[Record]:
+        """Yield the records of a partition that may concern the run."""
+        if (partition, span) not in self.left:
+            self.left[partition, span] = [
+                each
+                for each in KafkaLog.records(self, partition, span)
+                if run_of(each.value) is None or self.run in (each.value or b"")
+            ]
+        yield from self.left[partition, span]
+
+
 def ledger_of(settings: Settings, run: Mapping[str, Any]) -> Ledger:
     """Return the ledger as far as a run stands in it. `run`: its row of `runs`. Raises KafkaUnreachableError."""
     partition = run["partition"]
@@ -52,7 +73,7 @@ def ledger_of(settings: Settings, run: Mapping[str, Any]) -> Ledger:
     span = Span(min(max(there.first, run["first_offset"]), end), end)
     read = f"kcat -b {settings.bootstrap_servers} -C -e -q -o beginning -f '{KCAT}' -t {settings.topic_prefix}"
     return Ledger(
-        replace(log, ends={partition: span}),
+        RunLog(settings, log.partitions, {partition: span}, run=run["run_id"].encode()),
         PayloadStore(settings),
         settings.data_dir / "artifacts",
         settings.topic_prefix,

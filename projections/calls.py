@@ -18,6 +18,7 @@ from events.failure import Failure
 from events.ids import effect_id
 from events.results import LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed
 from projections.entry import Entry, Spent
+from projections.extent import Extent, in_extent
 from projections.runs import Runs
 from projections.table import Connection, Table, rows
 
@@ -272,12 +273,10 @@ def _failure(failure: Failure | None) -> tuple[str | None, str | None]:
     return (str(failure.kind), failure.message) if failure else (None, None)
 
 
-def of_run(db: Connection, run_id: str, most: int | None = None) -> list[dict[str, Any]]:
+def of_run(db: Connection, extent: Extent, most: int | None = None) -> list[dict[str, Any]]:
     """Return a run's calls in the order in which they were requested; of more than `most`, the last ones."""
-    # The run's partition and offsets let DuckDB skip all row groups in which the run can't be: no index is needed.
-    query = """
-        SELECT calls.* FROM calls, (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
-        WHERE run_id = $1 AND "partition" = p AND "offset" BETWEEN low AND high
-        ORDER BY "offset" DESC, requested DESC NULLS LAST, step DESC, attempt DESC, call_id DESC LIMIT $2
-    """
-    return rows(db, query, [run_id, most])[::-1]
+    query = f"""
+        SELECT * FROM calls WHERE {in_extent("calls")}
+        ORDER BY "offset" DESC, requested DESC NULLS LAST, step DESC, attempt DESC, call_id DESC LIMIT $most
+    """  # noqa: S608 - our own text
+    return rows(db, query, extent.given(most=most))[::-1]

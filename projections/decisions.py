@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from events.decisions import InputIgnored
 from projections.entry import Entry
+from projections.extent import Extent, in_extent
 from projections.table import Connection, Table, rows
 
 
@@ -98,15 +99,11 @@ class Decisions:
         self._new.clear()
 
 
-def of_run(db: Connection, run_id: str, after: int, limit: int) -> list[dict[str, Any]]:
+def of_run(db: Connection, extent: Extent, after: int, limit: int) -> list[dict[str, Any]]:
     """Return a run's decisions behind number `after`, in order."""
-    # Rows lie in the log's order: by the run's partition and offsets DuckDB skips all row groups in which the run can't be.
-    query = """
-        SELECT decisions."partition", "offset", decisions.seq, decided, input_offset, input, step, "by", effects, ignored,
+    query = f"""
+        SELECT "partition", "offset", seq, decided, input_offset, input, step, "by", effects, ignored,
                lower(hex(hash)) AS hash, size
-        FROM decisions,
-             (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
-        WHERE run_id = $1 AND decisions."partition" = p AND "offset" BETWEEN low AND high AND decisions.seq > $2
-        ORDER BY decisions.seq LIMIT $3
-    """
-    return rows(db, query, [run_id, after, limit])
+        FROM decisions WHERE {in_extent("decisions")} AND seq > $after ORDER BY seq LIMIT $limit
+    """  # noqa: S608 - our own text
+    return rows(db, query, extent.given(after=after, limit=limit))

@@ -4,7 +4,7 @@ A run's graph is made when it is asked for, from the views and the definition; w
 is fetched besides. Nothing here is stored.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -61,9 +61,9 @@ def node_of(run_id: str, text: str) -> str:
     return text
 
 
-def lineage(db: Connection, asked: Asked) -> Found:
-    """Answer a question about a run that there is. Raises UnknownNodeError."""
-    walk = _Walk(db, asked)
+def lineage(db: Connection, asked: Asked, run: Mapping[str, Any] | None = None) -> Found:
+    """Answer a question about a run that there is. `run`: its row of `runs`, if it is at hand. Raises UnknownNodeError."""
+    walk = _Walk(db, asked, {} if run is None else {asked.run_id: run})
     if asked.node is None:
         graph = walk.graph(asked.run_id)
         found = Found()
@@ -75,10 +75,10 @@ def lineage(db: Connection, asked: Asked) -> Found:
 class _Walk:
     """Goes from node to node, and fetches the graphs of runs as it comes to them."""
 
-    def __init__(self, db: Connection, asked: Asked) -> None:
+    def __init__(self, db: Connection, asked: Asked, runs_: Mapping[str, Mapping[str, Any]]) -> None:
         self._db, self._asked = db, asked
         self._graphs: dict[tuple[str, str | None], Graph] = {}
-        self._runs: dict[str, dict[str, Any] | None] = {}
+        self._runs: dict[str, Mapping[str, Any] | None] = {**runs_}
         self._forks: dict[str, list[str]] = {}
         self._full = False
 
@@ -96,7 +96,7 @@ class _Walk:
                 ControlOfRun(self._db, run, graph).add()
         return self._graphs[key]
 
-    def _run(self, run_id: str) -> dict[str, Any] | None:
+    def _run(self, run_id: str) -> Mapping[str, Any] | None:
         if run_id not in self._runs:
             self._runs[run_id] = runs.one(self._db, run_id)
         return self._runs[run_id]

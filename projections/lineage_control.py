@@ -12,14 +12,13 @@ from events.commands import ApprovalAnswered
 from events.decisions import ApprovalRequested, ChildRunRequested, RetryScheduled, SignalTaken, TimerSet
 from events.ids import effect_id
 from events.ids import run_id as run_id_of
-from projections.lineage_data import of_run
+from projections.extent import Extent, in_extent
 from projections.lineage_graph import CAUSES, Edge, Graph, Node, node_id
 from projections.table import Connection, rows
 
 _CALLS: Final = frozenset({LlmCallRequested.__name__, ToolCallRequested.__name__})
 _CHILD: Final = ChildRunRequested.__name__
 _TIMERS: Final = frozenset({RetryScheduled.__name__, TimerSet.__name__, ApprovalRequested.__name__, "SignalAwaited"})
-_OF_RUN: Final = of_run("$1")
 
 
 class ControlOfRun:
@@ -28,20 +27,18 @@ class ControlOfRun:
     def __init__(self, db: Connection, run: Mapping[str, Any], graph: Graph) -> None:
         self._run, self._graph = run, graph
         self.run_id: str = run["run_id"]
-        self._decisions = rows(
-            db,
-            f"""SELECT t.seq, t."offset", decided, input, step, "by", cause, effects, ignored, hash
-            FROM decisions AS t, {_OF_RUN} ORDER BY t.seq""",  # noqa: S608 - our own text
-            [self.run_id],
+        extent = Extent.of(run)
+
+        def found(columns: str, table: str, more: str = "") -> list[dict[str, Any]]:
+            return rows(db, f"SELECT {columns} FROM {table} WHERE {in_extent(table)} {more}", extent.given())  # noqa: S608 - our own text
+
+        self._decisions = found(
+            'seq, "offset", decided, input, step, "by", cause, effects, ignored, hash', "decisions", "ORDER BY seq"
         )
-        self._calls = rows(db, f"SELECT t.* FROM calls AS t, {_OF_RUN}", [self.run_id])  # noqa: S608
-        self._begun = rows(
-            db,
-            f'SELECT step, "offset", status, kind, started, ended FROM steps AS t, {_OF_RUN} ORDER BY "offset", position',  # noqa: S608
-            [self.run_id],
-        )
-        self._asked = rows(db, f'SELECT step, "offset" FROM approvals AS t, {_OF_RUN}', [self.run_id])  # noqa: S608
-        self._taken = rows(db, f"SELECT seq, step, taken FROM signals AS t, {_OF_RUN} AND taken IS NOT NULL", [self.run_id])  # noqa: S608
+        self._calls = found("*", "calls")
+        self._begun = found('step, "offset", status, kind, started, ended', "steps", 'ORDER BY "offset", position')
+        self._asked = found('step, "offset"', "approvals")
+        self._taken = found("seq, step, taken", "signals", "AND taken IS NOT NULL")
 
     def add(self) -> None:
         """Add the run's nodes and edges."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from events.commands import ApprovalAnswered, ChangeOutput, SignalReceived
+from projections.extent import Extent, in_extent
 from projections.lineage_files import files, payloads
 from projections.lineage_graph import COPIES, FEEDS, GATES, Edge, Graph, Node, node_id, path_of
 from projections.specs import definition_of
@@ -26,6 +27,21 @@ _NUMBER: Final = re.compile(r"\[\d+\]")
 _LARGEST_OUTPUT: Final = 300_000
 _PEOPLE: Final = (ApprovalAnswered.__name__, ChangeOutput.__name__, SignalReceived.__name__)
 _NOT_COMPUTED: Final = (StepStatus.SKIPPED.value, StepStatus.HELD.value)
+_NAMES_FILES: Final = "contains(output, '$payload') OR (kind = 'tool' AND (contains(output, 'sha256') OR contains(output, $run)))"
+_TOLD: Final[dict[str, tuple[str, str]]] = {
+    "times": ("1", "count(*)"),
+    "statuses": ("MAP {status: 1}", "histogram(status)"),
+    **{name: (name, "any_value({})") for name in ("kind", "model", "tool", "workflow", "child_run_id", "source")},
+    **{name: (name, "bool_or({})") for name in ("detached", "copied", "changed")},
+    **{name: (name, "any_value({})") for name in ("reason", "failure_kind", "failure_message")},
+    "attempt": ("attempt", "max({})"),
+    "started": ("started", "min({})"),
+    "ended": ("ended", "max({})"),
+    "cost_usd": ("cost_usd", "sum({})"),
+    **{name: (name, "sum({})::BIGINT") for name in ("input_tokens", "output_tokens")},
+    "output": (f"CASE WHEN strlen(output) < {_LARGEST_OUTPUT} AND ({_NAMES_FILES}) THEN output END", "any_value({})"),
+}
+"""What is told of a step, and of all steps that one row stands for: to make groups of one takes three times as long."""
 _WHOLE: Final = ("when", "for_each.items")
 """What a step that is done more than once computes once."""
 
@@ -59,42 +75,27 @@ def definition(db: Connection, digest: str) -> Definition | None:
     return _definition(canonical) if canonical is not None else None
 
 
-def of_run(parameter: str) -> str:
-    """Return what behind `FROM table AS t,` limits a table to one run: by its place in the log, so that no other is looked at."""
-    return f"""
-        (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = {parameter})
-        WHERE t.run_id = {parameter} AND t."partition" = p AND t."offset" BETWEEN low AND high
-    """  # noqa: S608 - our own text
-
-
-def steps_of(db: Connection, run_id: str, focus: str | None = None, many: int = MANY) -> list[dict[str, Any]]:
+def steps_of(db: Connection, extent: Extent, focus: str | None = None, many: int = MANY) -> list[dict[str, Any]]:
     """Return a run's steps in the order in which they began; more items than `many` as one, but not those in the item `focus`.
 
     `times`: how many a row stands for, `statuses`: how many of them are how; `output`: of steps that may name files or payloads.
     """
-    count = f"SELECT count(*) AS n FROM steps AS t, {of_run('$1')} AND contains(step, '[')"  # noqa: S608 - our own text
-    folded = "step"
-    parameters = {"run": run_id}
-    if rows(db, count, [run_id])[0]["n"] > many:
-        folded = r"regexp_replace(step, '\[\d+\]', '[]', 'g')"
-        if focus is not None:
-            parameters["focus"] = focus
-            folded = f"CASE WHEN step = $focus OR starts_with(step, $focus || '.') THEN step ELSE {folded} END"
-    named = "contains(output, '$payload') OR (kind = 'tool' AND (contains(output, 'sha256') OR contains(output, $run)))"
+    parameters = extent.given()
+    count = f"SELECT count(*) AS n FROM steps WHERE {in_extent('steps')} AND contains(step, '[')"  # noqa: S608 - our own text
+    if rows(db, count, parameters)[0]["n"] <= many:
+        told = ", ".join(f"{one} AS {name}" for name, (one, _) in _TOLD.items())
+        query = f'SELECT step AS path, {told} FROM steps WHERE {in_extent("steps")} ORDER BY "offset", position, path'  # noqa: S608
+        return rows(db, query, parameters)
+    folded = r"regexp_replace(step, '\[\d+\]', '[]', 'g')"
+    if focus is not None:
+        parameters["focus"] = focus
+        folded = f"CASE WHEN step = $focus OR starts_with(step, $focus || '.') THEN step ELSE {folded} END"
+    told = ", ".join(f"{all_.format(one)} AS {name}" for name, (one, all_) in _TOLD.items())
     query = f"""
-        SELECT {folded} AS path, count(*) AS times, histogram(status) AS statuses, any_value(kind) AS kind,
-               any_value(model) AS model, any_value(tool) AS tool, any_value(workflow) AS workflow,
-               any_value(child_run_id) AS child_run_id, bool_or(detached) AS detached, any_value(source) AS source,
-               bool_or(copied) AS copied, bool_or(changed) AS changed, any_value(reason) AS reason,
-               any_value(failure_kind) AS failure_kind, any_value(failure_message) AS failure_message,
-               max(attempt) AS attempt, min(started) AS started, max(ended) AS ended, sum(cost_usd) AS cost_usd,
-               sum(input_tokens)::BIGINT AS input_tokens, sum(output_tokens)::BIGINT AS output_tokens,
-               any_value(CASE WHEN strlen(output) < {_LARGEST_OUTPUT} AND ({named}) THEN output END) AS output
-        FROM steps AS t, {of_run("$run")} GROUP BY path ORDER BY min("offset"), min(position), path
+        SELECT {folded} AS path, {told} FROM steps WHERE {in_extent("steps")}
+        GROUP BY path ORDER BY min("offset"), min(position), path
     """  # noqa: S608 - our own text
-    answer = db.execute(query, parameters)
-    names = [column[0] for column in answer.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    return rows(db, query, parameters)
 
 
 def status_of(row: dict[str, Any]) -> str:
@@ -123,7 +124,8 @@ class DataOfRun:
         self._db, self._run, self._graph, self._files = db, run, graph, files
         self.run_id: str = run["run_id"]
         self.known = definition(db, run["digest"])
-        self.steps = steps_of(db, self.run_id, focus, many)
+        self._extent = Extent.of(run)
+        self.steps = steps_of(db, self._extent, focus, many)
         self._paths = {row["path"]: row for row in self.steps}
         self._many = False
 
@@ -282,11 +284,12 @@ class DataOfRun:
         """Add what people and other systems gave to steps: answers, signals, outputs that they have set."""
         query = f"""
             SELECT d.seq, decided, input, "by", coalesce(d.step, s.step) AS step, s.name
-            FROM (SELECT t.* FROM decisions AS t, {of_run("$1")} AND ignored IS NULL AND input IN (SELECT unnest($2))) AS d
-                 LEFT JOIN (SELECT t.* FROM signals AS t, {of_run("$1")}) AS s USING (seq)
+            FROM (SELECT * FROM decisions
+                  WHERE {in_extent("decisions")} AND ignored IS NULL AND input IN (SELECT unnest($people))) AS d
+                 LEFT JOIN (SELECT * FROM signals WHERE {in_extent("signals")}) AS s USING (seq)
             ORDER BY seq
         """  # noqa: S608 - our own text
-        for row in rows(self._db, query, [self.run_id, list(_PEOPLE)]):
+        for row in rows(self._db, query, self._extent.given(people=list(_PEOPLE))):
             path = self.folded(row["step"] or "")
             if path not in self._paths:
                 continue

@@ -9,7 +9,8 @@ from typing import Any, Final, Literal
 
 from events.as_json import payload
 from projections import approvals
-from projections.lineage_data import DataOfRun, of_run, status_of
+from projections.extent import Extent, in_extent
+from projections.lineage_data import DataOfRun, status_of
 from projections.lineage_graph import GATES, Edge, Graph, node_id, run_of
 from projections.table import Connection, rows
 from streams.workflow.plan import FINALLY, Place
@@ -105,10 +106,12 @@ class _Teller:
         self._run, self._data, self._payloads = run, data, payloads
         self._id: str = run["run_id"]
         self._outputs: dict[str, str] = {}
+        extent = Extent.of(run)
         if payloads:
-            query = f"SELECT step, output FROM steps AS t, {of_run('$1')} AND NOT contains(step, '[') AND strlen(output) < $2"  # noqa: S608
-            self._outputs = {row["step"]: row["output"] for row in rows(db, query, [self._id, _LARGEST])}
-        self._asked = {row["step"]: row for row in approvals.of_run(db, self._id)}
+            own = f"{in_extent('steps')} AND NOT contains(step, '[') AND strlen(output) < $most"
+            found = rows(db, f"SELECT step, output FROM steps WHERE {own}", extent.given(most=_LARGEST))  # noqa: S608 - our own text
+            self._outputs = {row["step"]: row["output"] for row in found}
+        self._asked = {row["step"]: row for row in approvals.of_run(db, extent)}
 
     def cards(self, graph: Graph) -> Iterator[Card]:
         """Yield the cards in the order in which they came about."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from events.calls import LlmCallRequested, ToolCallRequested
 from events.commands import StartRun
@@ -272,6 +272,7 @@ def _list(steps: Iterable[str]) -> str:
 
 # --- Queries ---
 
+_Related = Literal["parent_run_id", "origin_run_id"]
 _LISTED: Final = (
     "run_id, workflow, digest, status, request_id, labels, outcome, failure_kind, failure_message, failure_step, cancelled_by, "
     "not_undone, breakpoints, parent_run_id, parent_step, origin_run_id, origin_seq, started, updated, due, ended, seq, "
@@ -353,6 +354,15 @@ def by_prefix(db: Connection, prefix: str, limit: int) -> list[str]:
     """Return the ids of runs that start with a prefix, at most `limit`."""
     found = rows(db, "SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT ?", [prefix, limit])
     return [row["run_id"] for row in found]
+
+
+def relatives(db: Connection, column: _Related, run_id: str, limit: int) -> list[dict[str, Any]]:
+    """Return what tells apart the runs that a run has started, or its forks, newest first."""
+    query = f"""
+        SELECT run_id, workflow, status, parent_step, origin_seq FROM runs
+        WHERE {column} = $1 ORDER BY started DESC, run_id DESC LIMIT $2
+    """  # noqa: S608 - our own names
+    return rows(db, query, [run_id, limit])
 
 
 def one(db: Connection, run_id: str) -> dict[str, Any] | None:

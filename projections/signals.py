@@ -7,6 +7,7 @@ from typing import Any, Final
 from events.commands import SignalReceived
 from events.decisions import RunClosing, SignalKept, SignalTaken
 from projections.entry import Entry
+from projections.extent import Extent, in_extent
 from projections.table import Connection, Table, rows
 
 
@@ -126,11 +127,7 @@ class Signals:
         self._changed.clear()
 
 
-def of_run(db: Connection, run_id: str, after: int, limit: int) -> list[dict[str, Any]]:
+def of_run(db: Connection, extent: Extent, after: int, limit: int) -> list[dict[str, Any]]:
     """Return the signals that a run took notice of behind decision number `after`, in the order in which they came."""
-    query = """
-        SELECT signals.* FROM signals,
-               (SELECT "partition" AS p, first_offset AS low, last_offset AS high FROM runs WHERE run_id = $1)
-        WHERE run_id = $1 AND "partition" = p AND "offset" BETWEEN low AND high AND seq > $2 ORDER BY seq LIMIT $3
-    """
-    return rows(db, query, [run_id, after, limit])
+    query = f"SELECT * FROM signals WHERE {in_extent('signals')} AND seq > $after ORDER BY seq LIMIT $limit"  # noqa: S608 - our own text
+    return rows(db, query, extent.given(after=after, limit=limit))

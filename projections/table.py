@@ -3,7 +3,7 @@
 Times are `TIMESTAMP_MS` in UTC and milliseconds since the epoch in Python.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Protocol
@@ -147,9 +147,9 @@ class Table:
         return f'epoch_ms("{column}") AS "{column}"' if kind == "TIMESTAMP_MS" else f'"{column}"'
 
 
-def rows(db: Connection, query: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+def rows(db: Connection, query: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
     """Return a query's rows as dictionaries."""
-    answer = db.execute(query, list(parameters))
+    answer = db.execute(query, dict(parameters) if isinstance(parameters, Mapping) else list(parameters))
     names = [column[0] for column in answer.description or ()]
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 

@@ -1,6 +1,6 @@
 """The audit report of a run, as JSON and as a page."""
 
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Response
 
@@ -31,7 +31,7 @@ def show_report(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunI
     The run's decisions are read again from the log for it, checked, and decided again: a run of many items takes seconds. Lists
     and texts that are long are shortened, and say so. For auditors.
     """
-    made = _report(view, projector, run_id)
+    made, _ = _report(view, projector, run_id)
     response.headers[VERDICT] = made.integrity.verdict
     return AuditReport(made)
 
@@ -46,14 +46,13 @@ def show_page(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId)
 
     For auditors.
     """
-    made = _report(view, projector, run_id)
-    row = runs.one(view.db, made.run.run_id)
-    assert row is not None
+    made, row = _report(view, projector, run_id)
     headers = {VERDICT: made.integrity.verdict, "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
     return Response(page(made, picture(view.db, row)), media_type="text/html", headers=headers)
 
 
-def _report(view: View, projector: Projector, run_id: str) -> Report:
-    row = runs.one(view.db, resolve(view, run_id))
+def _report(view: View, projector: Projector, run_id: str) -> tuple[Report, dict[str, Any]]:
+    """Return the report on a run, and its row of `runs`."""
+    row = runs.one(view.db, resolve(view, run_id).run)
     assert row is not None
-    return report(view.db, row, ledger_of(projector.settings, row))
+    return report(view.db, row, ledger_of(projector.settings, row)), row

@@ -45,7 +45,7 @@ def show_run_cost(
     limit: Limit = 100,
 ) -> RunCosts:
     """Say what a run cost, with the runs that it started; a unique beginning of its id is enough."""
-    identity = resolve(view, run_id)
+    identity = resolve(view, run_id).run
     wanted = cost.Filter(ms_of(since), ms_of(until), runs=cost.family(view.db, identity))
     found = cost.costs(view.db, wanted, by, limit)
     own, children = cost.in_family(view.db, wanted, found.total)

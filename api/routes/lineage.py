@@ -42,7 +42,7 @@ def show_lineage(
     Data lineage is read off the workflow's expressions, not guessed from values. Items of a long list are one node, `PATH[]`.
     Only auditors are told of the files that outputs name.
     """
-    identity = resolve(view, run_id)
+    identity = resolve(view, run_id).run
     start = None if node is None else node_of(identity, node)
     try:
         found = lineage(view.db, Asked(identity, start, direction, about, depth, files=payloads_shown.get()))
@@ -73,6 +73,6 @@ def show_picture(view: TheView, run_id: RunId) -> Response:
 
     Values are only told to auditors.
     """
-    row = runs.one(view.db, resolve(view, run_id))
+    row = runs.one(view.db, resolve(view, run_id).run)
     assert row is not None
     return Response(picture(view.db, row, payloads=payloads_shown.get()), media_type=_SVG)

@@ -11,6 +11,7 @@ from api.problems import ProblemError
 from api.routes.runs import RunId, resolve
 from api.views import TheProjector, TheViewBesideTheLog
 from projections import decisions, runs
+from projections.extent import Extent
 from projections.replay import FitsNoStateError, changes, moment, moments, state_json
 from projections.replay_sources import KafkaLog, Span
 from projections.verify import verified
@@ -26,11 +27,11 @@ def show_state(
     seq: Annotated[int | None, Query(ge=1, le=2**53, description="Number of the decision; without it the last one.")] = None,
 ) -> RunState:
     """Show a run as one of its decisions left it, and what that decision changed; folded from the topic now."""
-    identity = resolve(view, run_id)
+    identity = resolve(view, run_id).run
     row = runs.one(view.db, identity)
     assert row is not None
     number = row["seq"] if seq is None else seq
-    found = decisions.of_run(view.db, identity, number - 1, 1)
+    found = decisions.of_run(view.db, Extent.of(row), number - 1, 1)
     if not found or found[0]["seq"] != number:
         hint = f"Its decisions are numbered 1 to {row['seq']}.{view.catching_up}"
         raise ProblemError(404, "unknown-decision", "There is no such decision", f"run {identity}, decision {number}", hint)
@@ -54,7 +55,7 @@ def show_state(
 @router.get("/runs/{run_id}/verification")
 def show_verification(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId) -> Verification:
     """Check a run now, from the topic: its hash chain, and each decision decided again from its input, byte for byte."""
-    identity = resolve(view, run_id)
+    identity = resolve(view, run_id).run
     row = runs.one(view.db, identity)
     assert row is not None
     # What is over can't go on; of what isn't, or is set aside, whatever stands on the topic by now belongs to the check.

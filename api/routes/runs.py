@@ -14,6 +14,7 @@ from api.views import MOST, TheProjector, TheView, TheViewBesideTheLog, View, cu
 from events import ids
 from events.as_json import as_json
 from projections import approvals, calls, deadletters, decisions, runs, signals, specs, step_pages
+from projections.extent import Extent, extents
 from projections.log import decision_at
 
 router = APIRouter(tags=["runs"])
@@ -72,26 +73,26 @@ def list_runs(  # noqa: PLR0913, PLR0917 - what can be asked for
 @router.get("/runs/{run_id}")
 def show_run(view: TheView, run_id: RunId) -> models.Run:
     """Show a run with its steps and calls; a unique beginning of its id is enough."""
-    identity = resolve(view, run_id)
-    row = runs.one(view.db, identity)
+    extent = resolve(view, run_id)
+    row = runs.one(view.db, extent.run)
     assert row is not None
-    found, known = step_pages.of_run(view.db, identity, _STEPS)
+    found, known = step_pages.of_run(view.db, extent, _STEPS)
     decided = {each["step"]: models.Step(**each) for each in found}
     rest = [models.Step(step=name, status="pending") for name in specs.steps_of(view.db, row["digest"]) if name not in decided]
     return models.Run(
         **row,
         steps=[*decided.values(), *rest],
         steps_known=known,
-        waits_for=_waits(view, identity),
-        children=[models.RunSummary(**each) for each in runs.newest(view.db, runs.Filter(parent=identity), _MOST)],
-        calls_made=[models.Call(**each) for each in calls.of_run(view.db, identity, _CALLS)],
+        waits_for=_waits(view, extent),
+        children=[models.RunSummary(**each) for each in runs.newest(view.db, runs.Filter(parent=extent.run), _MOST)],
+        calls_made=[models.Call(**each) for each in calls.of_run(view.db, extent, _CALLS)],
     )
 
 
-def _waits(view: View, run_id: str) -> list[models.Wait]:
+def _waits(view: View, extent: Extent) -> list[models.Wait]:
     """Return what a run waits for, with what is asked where a person must answer."""
-    waiting = step_pages.waiting(view.db, run_id, _MOST)
-    asked = {each["step"]: each for each in approvals.of_run(view.db, run_id, waiting=True)} if waiting else {}
+    waiting = step_pages.waiting(view.db, extent, _MOST)
+    asked = {each["step"]: each for each in approvals.of_run(view.db, extent, waiting=True)} if waiting else {}
     found = []
     for step in waiting:
         kind = _WAITS.get(step["status"]) or ("breakpoint" if step["reason"] == "breakpoint" else "pause")
@@ -110,52 +111,52 @@ def list_steps(
     cursor_: Annotated[str | None, Query(alias="cursor", description="`next` of the page before.")] = None,
 ) -> models.StepPage:
     """List a run's steps, items and iterations in the order in which they began."""
-    identity = resolve(view, run_id)
+    extent = resolve(view, run_id)
     after = from_cursor(cursor_, int, int) if cursor_ else None
-    found = step_pages.page(view.db, identity, step_pages.Part(below, status, (after[0], after[1]) if after else None), limit + 1)
+    found = step_pages.page(view.db, extent, step_pages.Part(below, status, (after[0], after[1]) if after else None), limit + 1)
     more = cursor(found[limit - 1]["offset"], found[limit - 1]["position"]) if found[limit:] else None
-    return models.StepPage(run_id=identity, steps=[models.Step(**row) for row in found[:limit]], next=more)
+    return models.StepPage(run_id=extent.run, steps=[models.Step(**row) for row in found[:limit]], next=more)
 
 
 @router.get("/runs/{run_id}/approvals")
 def list_run_approvals(view: TheView, run_id: RunId) -> models.RunApprovals:
     """List what a run asked people, in order, and what they answered."""
-    identity = resolve(view, run_id)
-    found = approvals.of_run(view.db, identity)
-    return models.RunApprovals(run_id=identity, approvals=[models.Approval(**row) for row in found])
+    extent = resolve(view, run_id)
+    found = approvals.of_run(view.db, extent)
+    return models.RunApprovals(run_id=extent.run, approvals=[models.Approval(**row) for row in found])
 
 
 @router.get("/runs/{run_id}/signals")
 def list_signals(view: TheView, run_id: RunId, after: After = 0, limit: Limit = 200) -> models.SignalPage:
     """List the signals that a run took notice of, in order, and which steps took them."""
-    identity = resolve(view, run_id)
-    found = signals.of_run(view.db, identity, after, limit + 1)
+    extent = resolve(view, run_id)
+    found = signals.of_run(view.db, extent, after, limit + 1)
     page = [models.Signal(**row) for row in found[:limit]]
-    return models.SignalPage(run_id=identity, signals=page, next=page[-1].seq if found[limit:] else None)
+    return models.SignalPage(run_id=extent.run, signals=page, next=page[-1].seq if found[limit:] else None)
 
 
 @router.get("/runs/{run_id}/decisions")
 def list_decisions(view: TheView, run_id: RunId, after: After = 0, limit: Limit = 200) -> models.DecisionPage:
     """List a run's decisions in order: where each stands in the log, and what kind it is."""
-    identity = resolve(view, run_id)
-    found = decisions.of_run(view.db, identity, after, limit + 1)
+    extent = resolve(view, run_id)
+    found = decisions.of_run(view.db, extent, after, limit + 1)
     page = [models.Decision(**row) for row in found[:limit]]
-    return models.DecisionPage(run_id=identity, decisions=page, next=page[-1].seq if found[limit:] else None)
+    return models.DecisionPage(run_id=extent.run, decisions=page, next=page[-1].seq if found[limit:] else None)
 
 
 @router.get("/runs/{run_id}/decisions/{seq}", dependencies=[AuditorsOnly])
 def show_decision(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId, seq: Seq) -> models.FullDecision:
     """Show a decision in full, as it stands in Kafka now; its hash is checked against the one that was accepted. For auditors."""
-    identity = resolve(view, run_id)
-    found = decisions.of_run(view.db, identity, seq - 1, 1)
+    extent = resolve(view, run_id)
+    found = decisions.of_run(view.db, extent, seq - 1, 1)
     if not found or found[0]["seq"] != seq:
-        row = runs.one(view.db, identity)
+        row = runs.one(view.db, extent.run)
         last = row["seq"] if row else 0
         hint = f"Its decisions are numbered 1 to {last}.{view.catching_up}"
-        raise ProblemError(404, "unknown-decision", "There is no such decision", f"run {identity}, decision {seq}", hint)
+        raise ProblemError(404, "unknown-decision", "There is no such decision", f"run {extent.run}, decision {seq}", hint)
     row = found[0]
     decision = decision_at(projector.settings, row["partition"], row["offset"], bytes.fromhex(row["hash"]))
-    return models.FullDecision(**row, run_id=identity, record=as_json(decision))
+    return models.FullDecision(**row, run_id=extent.run, record=as_json(decision))
 
 
 @router.get("/requests/{request_id:path}")
@@ -185,17 +186,16 @@ def show_request(
     )
 
 
-def resolve(view: View, prefix: str) -> str:
-    """Return the id of the run that a beginning of it names."""
-    found = runs.by_prefix(view.db, prefix, _SHOWN + 1) if prefix else []
-    if prefix in found or len(found) == 1:
-        return prefix if prefix in found else found[0]
+def resolve(view: View, prefix: str) -> Extent:
+    """Return where the run is that a beginning of its id names."""
+    found = extents(view.db, prefix, _SHOWN + 1) if prefix else []
+    if len(found) == 1:
+        return found[0]
     if not found:
         hint = f"GET /runs lists all runs. A request's run, or why there is none: GET /requests/{{request_id}}.{view.catching_up}"
         raise ProblemError(404, "unknown-run", "There is no such run", f"no run's id starts with {prefix}", hint)
     more = " and more" if len(found) > _SHOWN else ""
-    names = ", ".join(found[:_SHOWN])
+    names = [each.run for each in found[:_SHOWN]]
     hint = "Give more digits of the id."
-    raise ProblemError(
-        409, "ambiguous-run", "Several runs start with this", f"{prefix}: {names}{more}", hint, runs=found[:_SHOWN]
-    )
+    detail = f"{prefix}: {', '.join(names)}{more}"
+    raise ProblemError(409, "ambiguous-run", "Several runs start with this", detail, hint, runs=names)

@@ -40,7 +40,7 @@ AGAIN = 3
 
 
 def heard(source: Source) -> int:
-    """Return how many dead letters come: wait for the first one as long as a busy machine may need, then see whether there is a second."""
+    """Return how many dead letters come: wait for the first, then see whether there is a second."""
     found, until = 0, time.monotonic() + 30
     while not found and time.monotonic() < until:
         found += poll(source)

@@ -35,6 +35,7 @@ from events.results import (
     Usage,
 )
 from events.topics import partition_for
+from projections.extent import Extent, extents
 from projections.ledger import Record
 from streams.workflow.decider import decide
 from streams.workflow.evolve import evolve
@@ -307,3 +308,9 @@ def logs(seed: int, runs: int, faults: float, specs: tuple[WorkflowSpec, ...] = 
     made = Logs(seed)
     made.write(runs, faults, specs)
     return made
+
+
+def extent(db: Any, identity: str) -> Extent:
+    """Return where a run lies."""
+    (found,) = extents(db, identity, 2)
+    return found

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projection_histories import BOTH, PARTITIONS, TOPIC_IDS, Logs, Run, logs  # type: ignore[import-not-found]
+from projection_histories import BOTH, PARTITIONS, TOPIC_IDS, Logs, Run, extent, logs  # type: ignore[import-not-found]
 
 from events import codec
 from events.commands import Origin, Parent, StartRun
@@ -148,6 +148,10 @@ def test_a_family_is_counted_once(made: list[Any]) -> None:
             own, children = cost.in_family(db, wanted, found.total)
             assert own == told(counted(made, {first}))
             assert added([own, children]) == found.total
+            kinds = ("step", "model", "tool", "prices")
+            together = cost.of_family(db, f"r{first}", kinds, 2)
+            assert (together.total, together.own, together.children) == (found.total, own, children)
+            assert together.by == {by: cost.costs(db, wanted, by, 2) for by in kinds}
         # Labels are those of whoever asked for the work: what its runs started counts with them, and once.
         assert cost.costs(db, cost.Filter(labels=(("team", "a"),)), "day", 9).total == told(counted(made, {0, 1, 2, 5}))
         assert cost.costs(db, cost.Filter(labels=(("team", "a"), ("n", "1"))), "day", 9).total == told(counted(made, {1, 2}))
@@ -293,7 +297,7 @@ def test_tools_cost_what_they_say_also_when_they_fail_and_when_it_is_late(tmp_pa
     }
     assert (found.total["tool_calls"], float(found.total["wasted_usd"]), found.total["unpriced_calls"]) == (2, 0.5, 0)
     with story.views.snapshot() as (db, _):
-        steps = {row["step"]: row["cost_usd"] for row in step_pages.of_run(db, run.id)[0]}
+        steps = {row["step"]: row["cost_usd"] for row in step_pages.of_run(db, extent(db, run.id))[0]}
         row = runs.one(db, run.id)
     assert row is not None
     assert (steps["a"], steps["b"], row["cost_usd"], row["unpriced_calls"]) == (0.03, 0.5, 0.53, 0)

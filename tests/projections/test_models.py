@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from projection_histories import PARTITIONS, TOPIC_IDS, Logs, Run  # type: ignore[import-not-found]
+from projection_histories import PARTITIONS, TOPIC_IDS, Logs, Run, extent  # type: ignore[import-not-found]
 
 from events import codec
 from events.as_json import as_json
@@ -79,6 +79,11 @@ class Story:
         with self.views.snapshot() as (db, _):
             return question(db, *arguments)
 
+    def ask_run(self, question: Any, *arguments: Any) -> Any:
+        """Ask a read model about the run."""
+        with self.views.snapshot() as (db, _):
+            return question(db, extent(db, self.run.id), *arguments)
+
     def row(self) -> dict[str, Any]:
         """Return the run's row."""
         found: dict[str, Any] = self.ask(runs.one, self.run.id)
@@ -86,11 +91,11 @@ class Story:
 
     def steps(self) -> dict[str, dict[str, Any]]:
         """Return the run's steps by path."""
-        return {row["step"]: row for row in self.ask(step_pages.of_run, self.run.id)[0]}
+        return {row["step"]: row for row in self.ask_run(step_pages.of_run)[0]}
 
     def approval(self) -> dict[str, Any]:
         """Return the run's only approval."""
-        (found,) = self.ask(approvals.of_run, self.run.id)
+        (found,) = self.ask_run(approvals.of_run)
         assert isinstance(found, dict)
         return found
 
@@ -110,7 +115,7 @@ def test_an_approval_waits_with_all_that_is_asked(tmp_path: Path) -> None:
     assert (row["status"], row["answered"]) == ("waiting", None)
     assert (row["due"] - row["requested"]).total_seconds() == 3600
     assert story.row()["waiting"] == {"approval": 1}
-    (step,) = story.ask(step_pages.waiting, story.run.id, 10)
+    (step,) = story.ask_run(step_pages.waiting, 10)
     assert (step["step"], step["status"], step["due"]) == ("ok", "awaiting_approval", row["due"])
 
 
@@ -126,7 +131,7 @@ def test_an_answer_is_kept_with_who_gave_it_and_why(tmp_path: Path, restarts: bo
     assert (row["status"], row["answered_by"], row["reason"]) == ("approved", "ann", "less")
     assert (row["edited"], row["answer"], row["value"]) == (True, '{"n":2}', '{"n":3}')
     assert (story.row()["status"], story.row()["waiting"]) == ("completed", {})
-    assert [each["by"] for each in story.ask(decisions.of_run, story.run.id, 0, 9)] == [None, "eve", "ann"]
+    assert [each["by"] for each in story.ask_run(decisions.of_run, 0, 9)] == [None, "eve", "ann"]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +184,9 @@ def test_a_kept_signal_is_the_output_of_the_step_that_takes_it(tmp_path: Path, r
     story = Story(tmp_path, spec, restarts=restarts)
     story.start()
     story.take(SignalReceived("s1", "go", None, '{"a":1}', "bob"), SignalReceived("s2", "other", None, "2", ""))
-    assert [row["status"] for row in story.ask(signals.of_run, story.run.id, 0, 9)] == ["kept", "kept"]
+    assert [row["status"] for row in story.ask_run(signals.of_run, 0, 9)] == ["kept", "kept"]
     story.done("first")
-    first, second = story.ask(signals.of_run, story.run.id, 0, 9)
+    first, second = story.ask_run(signals.of_run, 0, 9)
     assert (first["status"], first["step"], first["sent_by"], first["payload"]) == ("taken", "word", "bob", '{"a":1}')
     assert (second["status"], second["step"]) == ("unused", None)
     assert (story.steps()["word"]["output"], story.steps()["word"]["kind"]) == ('{"a":1}', "wait_for")
@@ -194,7 +199,7 @@ def test_a_step_that_waits_says_for_what(tmp_path: Path) -> None:
     story = Story(tmp_path, steps_)
     story.start('{"k":"x"}')
     assert story.row()["waiting"] == {"signal": 1, "sleep": 2}
-    found = story.ask(step_pages.waiting, story.run.id, 10)
+    found = story.ask_run(step_pages.waiting, 10)
     assert [row["step"] for row in found] == ["c", "b", "a"]
     assert (found[2]["signal"], found[2]["correlation"]) == ("go", "x")
     story.timer("c")
@@ -257,10 +262,10 @@ def test_a_cancelled_run_says_by_whom(tmp_path: Path) -> None:
     story.start()
     call = story.awaits("ask")
     story.take(CancelRun("ann", "enough", False))
-    (row, _) = story.ask(calls.of_run, story.run.id)
+    (row, _) = story.ask_run(calls.of_run)
     assert (row["outcome"], row["late"]) == ("cancelled", False)
     story.take(LlmCallCompleted(call, "ask", '"x"', "m", "p", "stop", Usage(10, 5), 0.5, 9))
-    (row, _) = story.ask(calls.of_run, story.run.id)
+    (row, _) = story.ask_run(calls.of_run)
     assert (row["outcome"], row["late"], row["cost_usd"], story.steps()["ask"]["cost_usd"]) == ("cancelled", True, 0.5, 0.5)
     story.done("finally.tidy")
     run = story.row()
@@ -318,13 +323,13 @@ def test_items_are_counted_and_only_open_ones_are_in_memory(tmp_path: Path, rest
     assert (row["total"], row["begun"], row["done"], row["failed"]) == (20, 13, 10, 2)
     assert story.views.steps.open[story.run.id].keys() == {"many", "many[10]", "many[11]", "many[12]"}
     assert len(story.views.calls.open[story.run.id]) == 3
-    shown, known = story.ask(step_pages.of_run, story.run.id, 5)
+    shown, known = story.ask_run(step_pages.of_run, 5)
     assert known == 14
     assert [each["step"] for each in shown] == ["many", "many[0]", "many[5]", "many[10]", "many[11]"]
     part = step_pages.Part(below="many", status="failed")
-    assert [each["step"] for each in story.ask(step_pages.page, story.run.id, part, 9)] == ["many[0]", "many[5]"]
+    assert [each["step"] for each in story.ask_run(step_pages.page, part, 9)] == ["many[0]", "many[5]"]
     rest = step_pages.Part(after=(shown[3]["offset"], shown[3]["position"]))
-    assert [each["step"] for each in story.ask(step_pages.page, story.run.id, rest, 9)] == ["many[11]", "many[12]"]
+    assert [each["step"] for each in story.ask_run(step_pages.page, rest, 9)] == ["many[11]", "many[12]"]
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -339,7 +344,7 @@ def test_a_loop_has_the_output_of_its_last_iteration(tmp_path: Path, restarts: b
     assert [found[f"agent[{index}].think"]["output"] for index in range(3)] == ["1", "2", "3"]
     assert [found[f"agent[{index}]"]["output"] for index in range(3)] == ["1", "2", "3"]
     assert (found["agent"]["output"], found["agent"]["kind"], found["agent"]["begun"]) == ("3", "repeat", 3)
-    assert story.ask(step_pages.of_run, story.run.id, 1)[0][0]["output"] == "3"  # also when the iterations are not shown
+    assert story.ask_run(step_pages.of_run, 1)[0][0]["output"] == "3"  # also when the iterations are not shown
 
 
 @pytest.mark.parametrize("restarts", [False, True])

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from projection_histories import BOTH, PARTITIONS, SPEC, TOPIC_IDS, Logs, Run, logs  # type: ignore[import-not-found]
+from projection_histories import BOTH, PARTITIONS, SPEC, TOPIC_IDS, Logs, Run, extent, logs  # type: ignore[import-not-found]
 
 from events import codec
 from events.commands import WorkflowRegistered
@@ -135,7 +135,7 @@ def check_run(db: Any, identity: str, state: RunState, outputs: dict[str, str | 
     assert (run["input"], run["digest"]) == (state.input, state.digest)
     assert run["not_undone"][: len(state.not_undone)] == (list(state.not_undone) if state.over else [])
     assert run["parent_run_id"] == (state.parent.run_id if state.parent else None)
-    found, known = step_pages.of_run(db, identity)
+    found, known = step_pages.of_run(db, extent(db, identity))
     by_path = {row["step"]: row for row in found}
     assert len(by_path) == known
     assert by_path.keys() >= dict(state.steps).keys()
@@ -155,7 +155,7 @@ def check_run(db: Any, identity: str, state: RunState, outputs: dict[str, str | 
     assert run["steps_settled"] == len(own)
     if not state.over:
         check_waiting(db, identity, state, run)
-    made = calls.of_run(db, identity)
+    made = calls.of_run(db, extent(db, identity))
     assert run["calls"] == sum(call["outcome"] != "stray" for call in made)
     assert run["cost_usd"] == sum(call["cost_usd"] or 0 for call in made) == sum(row["cost_usd"] for row in found)
     assert run["input_tokens"] == sum(call["input_tokens"] or 0 for call in made)
@@ -166,15 +166,15 @@ def check_run(db: Any, identity: str, state: RunState, outputs: dict[str, str | 
 def check_waiting(db: Any, identity: str, state: RunState, run: dict[str, Any]) -> None:
     """Compare what an open run waits for with its folded state."""
     waits = Counter(WAITS[step.status] for step in state.steps.values() if step.status in WAITS)
-    rows_held = {row["step"]: row for row in step_pages.waiting(db, identity, 1000) if row["status"] == "held"}
+    rows_held = {row["step"]: row for row in step_pages.waiting(db, extent(db, identity), 1000) if row["status"] == "held"}
     assert rows_held.keys() == dict(state.held).keys()
     waits["breakpoint"] = sum(row["reason"] == "breakpoint" for row in rows_held.values())
     assert run["waiting"] == {kind: count for kind, count in waits.items() if count}
     assert run["breakpoints"] == sorted(state.stops)
     assert run["due"] is None or state.limit
-    kept = [row["signal_id"] for row in signals.of_run(db, identity, 0, 1000) if row["status"] == "kept"]
+    kept = [row["signal_id"] for row in signals.of_run(db, extent(db, identity), 0, 1000) if row["status"] == "kept"]
     assert kept == [signal.signal_id for signal in state.signals]
-    asked = {row["step"]: row for row in approvals.of_run(db, identity) if row["status"] == "waiting"}
+    asked = {row["step"]: row for row in approvals.of_run(db, extent(db, identity)) if row["status"] == "waiting"}
     expected = {path: step.asked for path, step in state.steps.items() if step.status is StepStatus.AWAITING_APPROVAL}
     assert asked.keys() == expected.keys()
     for path, approval in expected.items():
@@ -196,7 +196,7 @@ def test_a_late_answer_is_paid_once(tmp_path: Path) -> None:
     with opened(tmp_path / "v") as views:
         views.apply(Batch(log.records()))
         with views.snapshot() as (db, _):
-            (row,) = [each for each in calls.of_run(db, run.id) if each["call_id"] == call]
+            (row,) = [each for each in calls.of_run(db, extent(db, run.id)) if each["call_id"] == call]
             assert (kind, row["outcome"], row["late"], row["cost_usd"]) == ("llm", "timed_out", True, 0.5)
             found = runs.one(db, run.id)
             assert found is not None
@@ -379,11 +379,11 @@ def test_call_ids_are_those_of_the_protocol(tmp_path: Path) -> None:
     with opened(tmp_path / "v") as views:
         views.apply(Batch(log.records()))
         with views.snapshot() as (db, _):
-            ids = {row["call_id"] for row in calls.of_run(db, event.decision.run_id)}
+            ids = {row["call_id"] for row in calls.of_run(db, extent(db, event.decision.run_id))}
             assert {effect_id(event.hash, index) for index in range(len(event.decision.effects))} <= ids
-            listed = decisions.of_run(db, event.decision.run_id, 0, 100)
+            listed = decisions.of_run(db, extent(db, event.decision.run_id), 0, 100)
             assert [row["seq"] for row in listed] == list(range(1, len(listed) + 1))
             assert listed[0]["hash"] == event.hash.hex()
             assert partition_for(event.decision.run_id.encode(), PARTITIONS) == listed[0]["partition"]
-            page = decisions.of_run(db, event.decision.run_id, 1, 2)
+            page = decisions.of_run(db, extent(db, event.decision.run_id), 1, 2)
             assert [row["seq"] for row in page] == list(itertools.islice(range(2, 4), len(listed) - 1))
