@@ -2,7 +2,7 @@
 
 A run is in one partition only, so nothing that is known of one partition matters in another. Each process makes ordinary views of
 its partitions, with the code that follows the topics afterwards, in a file of its own; then the rows of all files are put
-together, and the projector goes on where they end. What ends this in between leaves views that are empty: it begins again.
+into one, and the projector goes on where they end. What ends this in between leaves views that are empty: it begins again.
 """
 
 import gc
@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from events import topics
 from events.errors import NewerCodeError
-from projections.database import Positions, ViewsError, merge
+from projections.database import Positions, ViewsError, check_room, merge
 from projections.source import Source
 from projections.views import Views
 from streams.kafka import Cluster
@@ -30,7 +30,7 @@ from streams.settings import Settings
 _BATCH: Final = 20_000
 """Records of one transaction (measured: 63 µs a decision at 10,000, 55 at 20,000, no less at 50,000)."""
 _MOST: Final = 4
-"""Most processes: each holds up to 0.7 GB."""
+"""Most processes: each holds up to 1.3 GB."""
 _LOOK_S: Final = 0.2
 
 
@@ -102,7 +102,7 @@ class Building:
 
 def _fold(settings: Settings, path: Path, cluster: Cluster, ends: dict[int, int]) -> None:
     """Make views of these partitions of `decisions` up to these offsets: what a process does."""
-    views = Views(path, cluster.ids, cluster.partitions[topics.DECISIONS.name])
+    views = Views(path, cluster.ids, cluster.partitions[topics.DECISIONS.name], part=True)
     parent = multiprocessing.parent_process()
     with closing(views), closing(Source(settings, cluster, [*ends], _BATCH)) as source:
         source.look()
@@ -111,6 +111,7 @@ def _fold(settings: Settings, path: Path, cluster: Cluster, ends: dict[int, int]
         while behind and not _shared.stop.is_set() and parent is not None and parent.is_alive():
             batch = source.poll()
             if batch:
+                check_room(path)
                 views.apply(batch)
             for (_, partition), position in batch.positions().items():
                 _shared.read[partition] = position

@@ -77,6 +77,7 @@ class Source:
     def begin(self, positions: Positions) -> None:
         """Read from these positions on."""
         self._positions = dict(positions)
+        self._heard = time.monotonic()  # a rebuild may have taken minutes since it was made
         self._consumer.assign([self._place(*place, positions.get(place, 0)) for place in self.ends])
 
     def check(self) -> None:

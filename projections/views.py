@@ -67,8 +67,9 @@ class Batch:
 class Views:
     """The read models on one DuckDB file. `apply` from one thread; `snapshot` from any.
 
-    `topic_ids` and `partitions` (of `decisions`): what the views are a view of. `made_anew`: why they were, or None. What goes
-    wrong with the file is a ViewsError (of opening: ViewsInUseError or ViewsRefusedError); `trouble`: the first a reader met.
+    `topic_ids` and `partitions` (of `decisions`): what the views are a view of; `part`: of some partitions, to be merged with
+    others. `made_anew`: why they were, or None. What goes wrong with the file is a ViewsError (of opening: ViewsInUseError or
+    ViewsRefusedError); `trouble`: the first a reader met.
     """
 
     def __init__(
@@ -78,11 +79,12 @@ class Views:
         partitions: int,
         *,
         rebuild: StaleViewsError | ViewsDamagedError | None = None,
+        part: bool = False,
     ) -> None:
         self._topic_ids = {topic.name: topic_ids[topic.name] for topic in SOURCES if topic.name in topic_ids}
         self.path = path
         self.trouble: ViewsError | None = None
-        self._db, self.made_anew = open_views(path, self._topic_ids, rebuild=rebuild)
+        self._db, self.made_anew = open_views(path, self._topic_ids, rebuild=rebuild, part=part)
         self._seal = Seal.of(path)
         self._cursors = threading.Condition()
         self._open: set[Connection] = set()

@@ -75,6 +75,16 @@ def test_silence_alone_replaces_nothing(source: Source) -> None:
     assert source._consumer is before
 
 
+def test_who_begins_late_is_not_deaf(settings: Settings, source: Source) -> None:
+    """Given a reader that was made long before it begins, as one that waits for a rebuild, then that was no silence."""
+    write(settings, 1)
+    before, source._heard, source._looked = source._consumer, 0.0, 0.0
+    source.begin({})
+    source.check()
+    assert source._consumer is before
+    assert heard(source) == 1
+
+
 def test_a_reader_is_lent_again_unless_something_was_wrong(settings: Settings) -> None:
     """Given a reader that was given back, then the next one gets it, as new; not if its user failed, nor two at once."""
     kafka.connect(settings)

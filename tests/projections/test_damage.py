@@ -24,6 +24,7 @@ from projection_histories import BOTH, PARTITIONS, RICH, SPEC, logs  # type: ign
 from events import topics
 from infra.embedded.supervisor import Supervisor
 from projections import database
+from projections import projector as projector_module
 from projections.projector import NotReadyError, Projector
 from streams import kafka as streams_kafka
 from streams.envelope import Outgoing
@@ -342,7 +343,7 @@ def test_a_full_disk_stops_nothing_for_good(own: Settings, tmp_path: Path) -> No
 
 def test_a_disk_that_duckdb_finds_full_costs_no_row(own: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should it be filled by others at that very moment: the views are opened anew, for what is in memory may be wrong."""
-    monkeypatch.setattr(database, "ROOM_BYTES", 0)
+    monkeypatch.setattr(projector_module, "check_room", lambda _: None)
     write(own, 5, 40)
     with small_disk(tmp_path / "disk", "24m") as disk:
         path = disk / "views.duckdb"
