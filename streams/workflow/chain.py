@@ -10,7 +10,7 @@ That run is set aside, the rest goes on.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from events.decisions import Decision, RunCancelled, RunCompleted, RunFailed
 from events.frozen import frozen
@@ -51,9 +51,12 @@ class Finished(Protocol):
         """Return the offset, None for a run of which nothing is known."""
 
 
+_ENDS: Final = frozenset({RunCompleted, RunFailed, RunCancelled})
+
+
 def ends_run(decision: Decision) -> bool:
     """Whether a decision is its run's last one."""
-    return any(isinstance(effect, RunCompleted | RunFailed | RunCancelled) for effect in decision.effects)
+    return not _ENDS.isdisjoint(map(type, decision.effects))
 
 
 @dataclass(slots=True)
