@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import faust
 import faust.app.base
@@ -41,6 +41,8 @@ LEAVE_S: Final = 15.0
 """How long a process that is told to end waits for Kafka to take what it holds."""
 END_S: Final = 35.0
 """How long a process that is told to end may take: what it holds is settled and committed first."""
+_SAY_AFTER_S: Final = 3.0
+"""After how long it is said that a process waits for Kafka."""
 EXIT_NEWER: Final = 78
 """Exit code of a process that met a record of newer code (EX_CONFIG: starting it again doesn't help)."""
 
@@ -266,7 +268,7 @@ def run(role: str, settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper())
     _quiet()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    kafka.connect(settings)
+    _connect(settings)
     registered = None
     if settings.schema_registry:
         from streams import schema_registry  # noqa: PLC0415 - its client takes half a second
@@ -280,9 +282,29 @@ def run(role: str, settings: Settings) -> None:
         worker.execute_from_commandline()
     finally:
         reason = app.crash_reason or worker.crash_reason
-        if isinstance(reason, NewerCodeError):
-            log.error("newer_code", problem=str(reason))
-            raise SystemExit(EXIT_NEWER)
+        if reason is not None:
+            _ended(reason)
+
+
+def _connect(settings: Settings) -> None:
+    """Wait for Kafka, and say so if it takes long."""
+    try:
+        try:
+            kafka.connect(settings, _SAY_AFTER_S)
+        except kafka.KafkaUnreachableError as error:
+            log.warning("kafka.waiting", problem=str(error), seconds=kafka.PATIENCE_S)
+            kafka.connect(settings)
+    except (kafka.KafkaUnreachableError, kafka.TopicMismatchError) as error:
+        _ended(error)
+
+
+def _ended(reason: BaseException) -> NoReturn:
+    """End the process by SystemExit. What it ended by is the log's last line: Faust writes many behind what it was told."""
+    if isinstance(reason, NewerCodeError):
+        log.error("newer_code", problem=str(reason))
+        raise SystemExit(EXIT_NEWER)
+    log.error("ended", problem=str(reason) or repr(reason), error=type(reason).__name__)
+    raise SystemExit(1)
 
 
 def _end_in_time(worker: faust.Worker) -> None:
