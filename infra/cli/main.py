@@ -45,6 +45,7 @@ COMMANDS = (
     Command("picture", "infra.cli.picture", "Draw a picture of a run, as SVG."),
     Command("openlineage", "infra.cli.openlineage", "Tell runs as OpenLineage events: to a receiver, a topic, or a file."),
     Command("audit", "infra.cli.audit", "Report on a run for an auditor: what it did, who decided, is its record intact."),
+    Command("approvals", "infra.cli.approvals", "List what waits for somebody's approval."),
     Command("signal", "infra.cli.commands", "Send a signal to a run."),
     Command("approve", "infra.cli.commands", "Approve what a step of a run shows."),
     Command("reject", "infra.cli.commands", "Reject what a step of a run shows."),

@@ -16,9 +16,11 @@ NOT_FOUND, UNREACHABLE = 2, 4
 _NOT_FOUND_STATUS = (404, 409)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the API's answer as it is.")]
+Since = Annotated[str, typer.Option(help="Only what began from then on: 7d (ago), 2026-11-21, 2026-11-21T09:30:00Z.")]
+Until = Annotated[str, typer.Option(help="Only what began before then.")]
 
 
-def runs(
+def runs(  # noqa: PLR0913, PLR0917 - what can be asked for
     workflow: Annotated[str, typer.Option(help="Only runs of this workflow.")] = "",
     status: Annotated[
         str,
@@ -32,6 +34,8 @@ def runs(
     label: Annotated[
         list[str] | None, typer.Option("--label", "-l", help="Only runs with this KEY=VALUE; may be repeated.")
     ] = None,
+    since: Since = "",
+    until: Until = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most runs that are listed.")] = 20,
     as_json: Json = False,
 ) -> None:
@@ -39,7 +43,7 @@ def runs(
 
     For example:
 
-        foldflow runs --status failed --limit 50
+        foldflow runs --status failed --since 7d --limit 50
 
         foldflow runs --status waiting
 
@@ -48,6 +52,7 @@ def runs(
     Exit codes: 0 listed, 2 a wrong option, 4 the API can't be reached.
     """
     wanted = {"workflow": workflow, "status": status, "label": label or [], "limit": limit, "parent": parent, "origin": origin}
+    wanted |= {"since": since, "until": until}
     answer = ask("/runs", {key: value for key, value in wanted.items() if value})
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -194,7 +194,12 @@ def test_what_a_run_waits_for_is_shown_with_the_command_that_answers(cli: Cli) -
     assert [(wait["kind"], wait["step"], wait["may_answer"]) for wait in asked["waits_for"]] == [("approval", "ok", ["ann"])]
     listed = json.loads(cli("runs", "--status", "waiting", "--json").stdout)
     assert identity in [run["run_id"] for run in listed["runs"]]
-    assert "waits for 1 approval" in cli("runs", "--status", "waiting").stdout
+    assert "waits for 1 approval" in cli("runs", "--status", "waiting", "--since", "1h").stdout
+    assert identity not in cli("runs", "--until", "1h").stdout
+    (line,) = [each for each in cli("approvals", "--by", "ann").stdout.splitlines() if identity in each]
+    assert all(part in line for part in ("asks", "All well?", "ann", f"foldflow approve {identity} ok"))
+    assert "Nothing waits" in cli("approvals", "--by", "eve").stderr
+    assert cli("approvals", "--since", "yesterday").returncode == 2
     cancelled = cli("cancel", identity, "--reason", "enough", "--by", "bob")
     assert cancelled.returncode == 0, cancelled.stderr
     over = cli("show", identity)
@@ -203,6 +208,12 @@ def test_what_a_run_waits_for_is_shown_with_the_command_that_answers(cli: Cli) -
             break
         over = cli("show", identity)
     assert "cancelled by bob: enough" in over.stdout
+    (asked,) = [
+        each for each in json.loads(cli("approvals", "--all", "--json").stdout)["approvals"] if each["run_id"] == identity
+    ]
+    assert asked["status"] == "cancelled"
+    assert "cancelled" in cli("approvals", "--all").stdout
+    assert identity not in cli("approvals").stdout
     assert identity in cli("runs", "--status", "cancelled").stdout
     assert cli("runs", "--status", "gone").returncode == 2
     told = cli("tail", "decisions", "--run", identity, "--no-follow").stdout
