@@ -21,7 +21,10 @@ router = APIRouter(tags=["runs"])
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")]
 After = Annotated[int, Query(ge=0, le=MOST, description="Only those behind this number: `next` of the page before.")]
-RunId = Annotated[str, Path(description="A run's id, or the beginning of it if that is the only one.", examples=["8f6a3a7e"])]
+RunId = Annotated[
+    str,
+    Path(description="A run's id, or the beginning of it if that is the only one, or its request's id.", examples=["8f6a3a7e"]),
+]
 Seq = Annotated[int, Path(ge=1, le=MOST, description="Number of the decision within its run: 1, 2, 3 …", examples=[1])]
 _SHOWN = 5
 """How many runs an ambiguous prefix names."""
@@ -187,13 +190,15 @@ def show_request(
 
 
 def resolve(view: View, prefix: str) -> Extent:
-    """Return where the run is that a beginning of its id names."""
+    """Return where the run is that a beginning of its id names, or else its request's id."""
     found = extents(view.db, prefix, _SHOWN + 1) if prefix else []
+    found = found or extents(view.db, ids.run_id(prefix), 1)
     if len(found) == 1:
         return found[0]
     if not found:
         hint = f"GET /runs lists all runs. A request's run, or why there is none: GET /requests/{{request_id}}.{view.catching_up}"
-        raise ProblemError(404, "unknown-run", "There is no such run", f"no run's id starts with {prefix}", hint)
+        detail = f"no run's id starts with {prefix}, and no request of that id has one"
+        raise ProblemError(404, "unknown-run", "There is no such run", detail, hint)
     more = " and more" if len(found) > _SHOWN else ""
     names = [each.run for each in found[:_SHOWN]]
     hint = "Give more digits of the id."

@@ -48,7 +48,7 @@ def approvals(
 
     from infra.cli.shown import local  # noqa: PLC0415
 
-    table = Table("workflow", "asks", "who may", "since", "until", Column("", overflow="fold"), box=None)
+    table = Table("workflow", "asks", "who may", "waited", "until", Column("", overflow="fold"), box=None)
     for each in answer["approvals"]:
         message = " ".join(each["message"].split())
         cells = (

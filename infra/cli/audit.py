@@ -21,7 +21,7 @@ _TIME_S: Final = 600.0
 
 
 def audit(
-    run: Annotated[str, typer.Argument(help="A run's id or the beginning of it.")],
+    run: Annotated[str, typer.Argument(help="A run's id or the beginning of it, or its request's id.")],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -20,7 +20,8 @@ _NOBODY: Final[dict[str, dict[str | None, str]]] = {
 
 def cost(
     run: Annotated[
-        str, typer.Argument(help="A run's id or the beginning of it: what it and the runs that it started cost.")
+        str,
+        typer.Argument(help="A run's id or the beginning of it, or its request's id: what it and the runs that it started cost."),
     ] = "",
     by: Annotated[By | None, typer.Option(help="What to group by; `workflow` if not said, for one run `step`.")] = None,
     since: Annotated[

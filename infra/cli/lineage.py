@@ -19,7 +19,10 @@ _SHORT: Final = 8
 def lineage(
     run: Annotated[
         str,
-        typer.Argument(metavar="RUN[/STEP]", help="A run's id or the beginning of it; behind a slash a step of it, by path."),
+        typer.Argument(
+            metavar="RUN[/STEP]",
+            help="A run's id or the beginning of it, or its request's id; behind a slash a step of it, by path.",
+        ),
     ],
     up: Annotated[bool, typer.Option("--up", help="Only what it comes from.")] = False,
     down: Annotated[bool, typer.Option("--down", help="Only what became of it.")] = False,

@@ -13,7 +13,7 @@ UNWRITABLE = 2
 
 
 def picture(
-    run: Annotated[str, typer.Argument(help="A run's id or the beginning of it.")],
+    run: Annotated[str, typer.Argument(help="A run's id or the beginning of it, or its request's id.")],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -56,6 +56,7 @@ def test_runs_steps_calls_and_decisions_are_those_of_the_log(own: Settings) -> N
             assert (run["seq"], run["head"], run["steps_total"]) == (state.seq, state.head.hex(), len(names))
             assert run["request_id"]
             assert client.get(f"/requests/{run['request_id']}").json()["run"] == listed[run_id]
+            assert client.get(f"/runs/{run['request_id']}").json() == run
             assert {step["step"] for step in run["steps"]} >= names | set(state.steps)
             assert run["steps_known"] == sum(step["status"] != "pending" for step in run["steps"])
             everything = client.get(f"/runs/{run_id}/steps", params={"limit": 1000}).json()["steps"]
