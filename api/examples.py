@@ -1,5 +1,7 @@
-"""One example of each model of the API, for its OpenAPI document. They tell of the same run."""
+"""One example of each model of the API, for its OpenAPI document. All but the audit report's tell of the same run."""
 
+import json
+from pathlib import Path
 from typing import Any, Final
 
 _RUN: Final = "8f6a3a7e-6d0b-5f0e-9c56-0a5a3c1b7d42"
@@ -164,6 +166,7 @@ _BREAK: Final[dict[str, Any]] = {
 _LISTED_APPROVAL: Final = _APPROVAL | {"workflow": "market-analysis"}
 
 EXAMPLES: Final[dict[str, Any]] = {
+    "AuditReport": json.loads(Path(__file__).with_name("audit_example.json").read_text("utf-8")),
     "RunSummary": _SUMMARY,
     "RunPage": {"runs": [_SUMMARY], "next": "WzE3OTUyNTk0MDAxMjAsIjhmNmEzYTdlIl0"},
     "Step": _STEP,

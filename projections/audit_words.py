@@ -139,6 +139,11 @@ def gist(found: Content, run_id: str) -> str:
     return line if len(line) <= _GIST else f"{line[:_GIST]}…"
 
 
+def _closed(sentence: str) -> str:
+    """Return a sentence with its full stop, which the words of others may have brought."""
+    return sentence if sentence.endswith((".", "!", "?", "…")) else f"{sentence}."
+
+
 def _is_prose(value: Any) -> bool:
     return isinstance(value, str) and " " in value
 
@@ -189,13 +194,13 @@ def _ended(report: Report) -> Iterator[str]:
         yield "It was made to go on without those that failed."
     if run.failure_message is not None and run.failure_kind != "cancelled":
         at = f" at step “{run.failure_step}”" if run.failure_step else ""
-        yield f"The reason{at}: {run.failure_message}."
+        yield _closed(f"The reason{at}: {run.failure_message}")
     elif run.failure_message:
         yield f"The reason given: “{run.failure_message}”."
     if run.not_undone:
         yield f"Not undone, although that was planned: {', '.join(run.not_undone)}."
     if run.answer is not None:
-        yield f"What came out: {gist(run.answer, run.run_id)}."
+        yield _closed(f"What came out: {gist(run.answer, run.run_id)}")
 
 
 def _people(report: Report) -> Iterator[str]:

@@ -20,6 +20,7 @@ def test_the_wheel_has_what_is_read_at_run_time(tmp_path: Path) -> None:
         "assert 'market-analysis' in streams.workflow.definition.builtin();"
         "found = {path.suffix for path in pathlib.Path(tools.builtin.__file__).parent.iterdir()};"
         "assert {'.sql', '.j2'} <= found, found;"
+        "import api.examples, projections.audit_page;"
         "print(len(events.catalog.ENTRIES))"
     )
     # -S would hide the dependencies; the wheel's folder goes first, the checkout is not on the path.
