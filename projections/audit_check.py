@@ -17,6 +17,8 @@ from streams.payloads import PayloadStore
 from streams.settings import Settings
 
 MOST_PROBLEMS: Final = 20
+_MOST_KEPT: Final = 16 * 1024 * 1024
+"""Bytes of a run's records that are kept between two readings: to fetch them again takes 5 ms."""
 _LACKS: Final = {
     "spec": "this version of the workflow is not known here, so nothing could be decided again",
     "payload": "a value that is kept outside of the log can't be had here",
@@ -44,23 +46,30 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class RunLog(KafkaLog):
-    """The log as far as a run stands in it, for two readers: fetched for the first one, who leaves what may concern the run.
+    """The log as far as a run stands in it, for two readers: unless it is much, the second gets what was fetched for the first.
 
-    `run`: the run's id; `left`: by partition and span. Records of other runs in between are not kept.
+    `run`: the run's id; `kept`: by partition and span.
     """
 
     run: bytes = b""
-    left: dict[tuple[int, Span], list[Record]] = field(default_factory=dict)
+    kept: dict[tuple[int, Span], list[Record]] = field(default_factory=dict)
 
     def records(self, partition: int, span: Span) -> Iterator[Record]:
         """Yield the records of a partition that may concern the run."""
-        if (partition, span) not in self.left:
-            self.left[partition, span] = [
-                each
-                for each in KafkaLog.records(self, partition, span)
-                if run_of(each.value) is None or self.run in (each.value or b"")
-            ]
-        yield from self.left[partition, span]
+        if (partition, span) in self.kept:
+            yield from self.kept[partition, span]
+            return
+        found, size = list[Record](), 0
+        for each in KafkaLog.records(self, partition, span):
+            if run_of(each.value) is None or self.run in (each.value or b""):
+                size += len(each.value or b"")
+                if size <= _MOST_KEPT:
+                    found.append(each)
+                else:
+                    found.clear()
+                yield each
+        if size <= _MOST_KEPT:  # else, or when the first reader has not read to the end, it is read again
+            self.kept[partition, span] = found
 
 
 def ledger_of(settings: Settings, run: Mapping[str, Any]) -> Ledger:

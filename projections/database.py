@@ -59,7 +59,9 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
 }
 
 _PART: Final = _CONFIG | {"checkpoint_threshold": "256MB"}
-"""Of a file that is made at one go: to put it in order after each 16 MB of changes would take a tenth of the time."""
+"""Of a file that is made at one go: to put it in order after each 16 MB of changes takes a tenth of the time.
+
+Where there is no room for so many changes, that is done before (`Views.tidy`)."""
 
 Positions = dict[tuple[str, int], int]
 """The next offset of each topic (our name) and partition."""
@@ -283,7 +285,11 @@ def merge(path: Path, parts: Sequence[Path]) -> None:
     All are closed. Not by a connection that answers questions: those can't open other files. Raises ViewsError.
     """
     first, *others = parts
-    with told(path, OSError):
+    if not first.exists():
+        raise ViewsError(f"{first} was deleted by somebody else: it begins anew")
+    # The empty one is held meanwhile, so that nobody else begins to fill it; what it may have in a log of its own goes into it.
+    with told(path, OSError), contextlib.closing(duckdb.connect(str(path), config=_CONFIG)) as held:
+        held.execute("CHECKPOINT")
         with contextlib.closing(duckdb.connect(str(first), config={"memory_limit": "1GB"})) as db:
             db.execute("SET enable_progress_bar = false")
             for number, part in enumerate(others):
@@ -295,6 +301,7 @@ def merge(path: Path, parts: Sequence[Path]) -> None:
                     db.execute(f'INSERT INTO "{name}" SELECT * FROM part{number}."{name}"')  # noqa: S608 - our own names
             db.commit()
             db.execute("CHECKPOINT")  # all of it in the file itself: that alone is moved
+        shutil.copymode(path, first)
         first.replace(path)
 
 

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from events import topics
 from events.errors import NewerCodeError
-from projections.database import Positions, ViewsError, check_room, merge
+from projections.database import LittleRoomError, Positions, ViewsError, check_room, merge
 from projections.source import Source
 from projections.views import Views
 from streams.kafka import Cluster
@@ -75,7 +75,8 @@ class Building:
         Raises ViewsError, KafkaUnreachableError and whatever else hinders a process.
         """
         processes = min(len(os.sched_getaffinity(0)), len(self._ends), _MOST)
-        folder = self._path.with_name(self._path.name + ".parts")
+        path = self._path.resolve()  # the parts must lie on the disk where the whole will
+        folder = path.with_name(path.name + ".parts")
         shutil.rmtree(folder, ignore_errors=True)
         parts = [folder / f"{number}.duckdb" for number in range(processes)]
         try:
@@ -95,7 +96,7 @@ class Building:
             ) from error
         else:
             if not stop.is_set():
-                merge(self._path, parts)
+                merge(path, parts)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -111,7 +112,7 @@ def _fold(settings: Settings, path: Path, cluster: Cluster, ends: dict[int, int]
         while behind and not _shared.stop.is_set() and parent is not None and parent.is_alive():
             batch = source.poll()
             if batch:
-                check_room(path)
+                _make_room(views)
                 views.apply(batch)
             for (_, partition), position in batch.positions().items():
                 _shared.read[partition] = position
@@ -121,3 +122,12 @@ def _fold(settings: Settings, path: Path, cluster: Cluster, ends: dict[int, int]
                 source.refuse_newer()
             except NewerCodeError:
                 break  # who follows the topics afterwards meets it too, and says so
+
+
+def _make_room(views: Views) -> None:
+    """Look whether there is room for a batch, at the latest when the file is in order. Raises LittleRoomError."""
+    try:
+        check_room(views.path)
+    except LittleRoomError:
+        views.tidy()
+        check_room(views.path)

@@ -350,12 +350,6 @@ def newest(db: Connection, wanted: Filter, limit: int) -> list[dict[str, Any]]:
     return [_opened(row) for row in rows(db, query, [*parameters, limit])]
 
 
-def by_prefix(db: Connection, prefix: str, limit: int) -> list[str]:
-    """Return the ids of runs that start with a prefix, at most `limit`."""
-    found = rows(db, "SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY run_id LIMIT ?", [prefix, limit])
-    return [row["run_id"] for row in found]
-
-
 def relatives(db: Connection, column: _Related, run_id: str, limit: int) -> list[dict[str, Any]]:
     """Return what tells apart the runs that a run has started, or its forks, newest first."""
     query = f"""

@@ -128,6 +128,12 @@ class Views:
             return False
         return True
 
+    def tidy(self) -> None:
+        """Put the file in order now: what its changes take besides is free then. Raises ViewsError."""
+        with told(self.path):
+            self._db.execute("CHECKPOINT")
+        self._seal = Seal.of(self.path)
+
     def apply(self, batch: Batch) -> None:
         """Take a batch in one transaction. After an error nothing of it was taken. Raises ViewsError: the file is at fault."""
         with told(self.path):

@@ -31,17 +31,18 @@ from events.failure import Failure, FailureKind
 from events.ids import chain_hash, effect_id, run_id
 from events.results import LlmCallCompleted, LlmCallFailed, TimerFired, ToolCallCompleted, ToolCallFailed, Usage
 from events.topics import partition_for
-from projections import runs
+from projections import audit_check, replay_sources, runs
 from projections.audit import report
 from projections.audit_calls import BAD, FIRST, LAST
-from projections.audit_check import Ledger
+from projections.audit_check import Ledger, RunLog
 from projections.audit_document import Report
 from projections.audit_page import page
 from projections.audit_values import PROMPT
 from projections.ledger import Record
 from projections.picture import picture
-from projections.replay_sources import archive
+from projections.replay_sources import KafkaLog, Span, archive
 from projections.views import Batch, Views
+from streams.settings import Settings
 from streams.testing.histories import read
 from streams.workflow.evolve import evolve
 from streams.workflow.expressions import to_json
@@ -479,3 +480,27 @@ def test_what_could_not_be_checked_is_said(tmp_path: Path) -> None:
     assert "not all of it could be checked" in told.summary[-1]
     assert "record checked in part" in html
     assert ">record intact<" not in html
+
+
+def test_what_was_fetched_for_one_reader_serves_the_other_unless_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's records are kept from one reading to the next, those of others not; of a large run, or half a reading, nothing."""
+    own, other = (run_id(name) for name in ("own", "other"))
+    fetched = list[int]()
+
+    def records(self: KafkaLog, partition: int, span: Span) -> Iterator[replay_sources.Record]:
+        del self, partition
+        for offset in range(*span):
+            fetched.append(offset)
+            yield replay_sources.Record(offset, b"\0\0\0\0\1\x48" + (own if offset % 2 else other).encode() + bytes(60))
+
+    monkeypatch.setattr(KafkaLog, "records", records)
+    span = Span(0, 10)
+    log = RunLog(Settings(), 1, {0: span}, run=own.encode())
+    next(log.records(0, span))
+    read_by = [[record.offset for record in log.records(0, span)] for _ in range(3)]
+    assert read_by == [[1, 3, 5, 7, 9]] * 3
+    assert fetched == [0, 1, *range(10)]
+    monkeypatch.setattr(audit_check, "_MOST_KEPT", 200)
+    large = RunLog(Settings(), 1, {0: span}, run=own.encode())
+    assert [[record.offset for record in large.records(0, span)] for _ in range(2)] == [[1, 3, 5, 7, 9]] * 2
+    assert not large.kept

@@ -1,6 +1,9 @@
 """Views made anew by several processes say, row by row, what one that follows the topics says; and so do two api replicas."""
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +16,7 @@ from events import topics
 from projections import database
 from projections import projector as projector_module
 from projections.projector import Projector
-from projections.rebuild import Building
+from projections.rebuild import Building, _make_room
 from projections.views import Batch, Views
 from streams import kafka as streams_kafka
 from streams.envelope import Outgoing
@@ -61,6 +64,90 @@ def test_parts_put_together_are_one_rebuild(tmp_path: Path, seed: int) -> None:
             views.apply(Batch(late))
         assert dump(together) == dump(whole)
         assert_keys_are_unique(together)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from projections.views import Views
+
+views = Views(Path(sys.argv[1]), eval(sys.argv[2]), int(sys.argv[3]))
+print("open", flush=True)
+if sys.argv[4] == "wait":
+    sys.stdin.read()
+os._exit(0)
+"""
+"""Opens empty views, waits if it is told to, and ends as if it were killed."""
+
+
+def opened(path: Path, *more: str) -> "subprocess.Popen[str]":
+    """Return a process that has opened views."""
+    line = [sys.executable, "-c", KILLED, str(path), repr(TOPIC_IDS), str(PARTITIONS), *more]
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+def made(path: Path) -> Dump:
+    """Make views with something in them, and return their rows."""
+    with closing(Views(path, TOPIC_IDS, PARTITIONS)) as views:
+        views.apply(Batch(logs(1, 8, 0.3, BOTH).records()))
+        return dump(views)
+
+
+def test_views_that_somebody_holds_are_not_taken_from_them(tmp_path: Path) -> None:
+    """Given empty views that another process has opened meanwhile; then what was made does not take their place."""
+    part, path = tmp_path / "part", tmp_path / "v"
+    made(part)
+    with opened(path, "wait") as holder:
+        before = path.stat().st_ino
+        with pytest.raises(database.ViewsInUseError):
+            database.merge(path, [part])
+        assert path.stat().st_ino == before
+        holder.communicate("")
+
+
+def test_what_a_killed_process_left_beside_the_empty_views_is_not_taken_for_the_new_ones(tmp_path: Path) -> None:
+    """Given empty views with a log of changes beside them; then that belongs to them, and not to what takes their place."""
+    part, path = tmp_path / "part", tmp_path / "v"
+    rows = made(part)
+    with opened(path, "go") as killed:
+        killed.wait(30)
+    assert path.with_name("v.wal").exists()
+    database.merge(path, [part])
+    with closing(Views(path, TOPIC_IDS, PARTITIONS)) as views:
+        assert views.made_anew is None
+        assert dump(views) == rows
+
+
+def test_a_part_that_is_gone_takes_nobodys_place(tmp_path: Path) -> None:
+    """Given parts that somebody deleted; then the empty views stay."""
+    path = tmp_path / "v"
+    Views(path, TOPIC_IDS, PARTITIONS).close()
+    with pytest.raises(database.ViewsError, match="was deleted"):
+        database.merge(path, [tmp_path / "part"])
+    with closing(Views(path, TOPIC_IDS, PARTITIONS)) as views:
+        assert views.made_anew is None
+
+
+def test_where_there_is_little_room_a_part_is_put_in_order_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given no room for a log of changes as large as a part may have; then it is given up; only then there is too little."""
+    path = tmp_path / "part"
+    changes = path.with_name("part.wal")
+    with closing(Views(path, TOPIC_IDS, PARTITIONS, part=True)) as views:
+        views.apply(Batch(logs(1, 8, 0.3, BOTH).records()))
+        before = dump(views)
+        assert changes.stat().st_size > 10_000
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=database.ROOM_BYTES + 5000))
+        _make_room(views)
+        assert not changes.exists() or changes.stat().st_size < 5000
+        views.check()
+        assert dump(views) == before
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=database.ROOM_BYTES - 1))
+        with pytest.raises(database.LittleRoomError):
+            _make_room(views)
 
 
 def assert_keys_are_unique(views: Views) -> None:
