@@ -23,6 +23,7 @@ _LACKS: Final = {
     "spec": "this version of the workflow is not known here, so nothing could be decided again",
     "payload": "a value that is kept outside of the log can't be had here",
     "beginning": "the beginning of the run is no longer in the log",
+    "end": "nothing names the hash of its last decision",
 }
 
 

@@ -74,12 +74,49 @@ class Row:
 # --- What a record says ---
 
 
+TOLD: Final = tuple(name for name, _ in (*_DECISION, *_TEXTS))
+"""The columns that say what a decision's value says."""
+
+
+def told(decision: Decision) -> tuple[Any, ...]:
+    """Return what these columns say of a decision."""
+    found = as_json(decision)
+    return found["run_id"], found["seq"], found["input"]["type"], _text(found["input"]), _text(found["effects"])
+
+
+def differing(decision: Decision, said: tuple[Any, ...]) -> tuple[str, Any, Any] | None:
+    """Return the first column that says something else than its decision: its name, what it says and what it should say.
+
+    Fields that a later version has added may be missing in it where they say nothing.
+    """
+    for name, one, other in zip(TOLD, said, told(decision), strict=True):
+        if one != other and not (isinstance(one, str) and name in dict(_TEXTS) and _agree(one, other)):
+            return name, one, other
+    return None
+
+
+def _agree(said: str, now: str) -> bool:
+    try:
+        return _within(json.loads(said), json.loads(now))
+    except ValueError:
+        return False
+
+
+def _within(said: Any, now: Any) -> bool:
+    if isinstance(said, dict) and isinstance(now, dict):
+        return all(name in now and _within(each, now[name]) for name, each in said.items()) and not any(
+            each for name, each in now.items() if name not in said
+        )
+    if isinstance(said, list) and isinstance(now, list):
+        return len(said) == len(now) and all(map(_within, said, now))
+    return type(said) is type(now) and bool(said == now)
+
+
 def _decision(row: Row) -> tuple[Any, ...]:
     try:
-        found = as_json(codec.decode(row.value, Decision))
+        return told(codec.decode(row.value, Decision))
     except NotDecodableError:
-        return (None,) * (len(_DECISION) + len(_TEXTS))
-    return found["run_id"], found["seq"], found["input"]["type"], _text(found["input"]), _text(found["effects"])
+        return (None,) * len(TOLD)
 
 
 def _other(row: Row) -> tuple[Any, ...]:

@@ -9,10 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from projections.export_files import TOLD
+
 _BATCH: Final = 10_000
 _NEEDED: Final = ("partition", "offset", "value")
-Row = tuple[int, bytes | None, bytes | None, bytes | None]
-"""Offset, value, key, and what the header `ce_id` says."""
+_BESIDE: Final = ("key", "headers", "timestamp", *TOLD)
+"""What else is read of each record, also where only the page's checksum can say whether it was changed."""
+Row = tuple[int, bytes | None, bytes | None, bytes | None, tuple[Any, ...] | None]
+"""Offset, value, key, what the header `ce_id` says, and the columns `TOLD`."""
 
 
 class DamagedError(Exception):
@@ -47,9 +51,9 @@ class ParquetFile:
 
     def rows(self, partition: int) -> Iterator[Row]:
         """Yield a partition's records in order. Raises DamagedError."""
-        for batch in self._batches((*_NEEDED, "key", "headers")):
+        for batch in self._batches((*_NEEDED, *_BESIDE)):
             mine = batch.filter(pc.equal(batch["partition"], partition))
-            columns = (mine["offset"].to_pylist(), mine["value"].to_pylist(), _optional(mine, "key"), _claims(mine))
+            columns = (mine["offset"].to_pylist(), mine["value"].to_pylist(), _optional(mine, "key"), _claims(mine), _told(mine))
             yield from zip(*columns, strict=True)
 
     def values(self) -> Iterator[bytes | None]:
@@ -94,6 +98,12 @@ class ParquetFile:
 
 def _optional(batch: pa.RecordBatch, name: str) -> list[Any]:
     return batch[name].to_pylist() if name in batch.schema.names else [None] * batch.num_rows
+
+
+def _told(batch: pa.RecordBatch) -> list[Any]:
+    if not set(TOLD) <= set(batch.schema.names):
+        return [None] * batch.num_rows
+    return list(zip(*(batch[name].to_pylist() for name in TOLD), strict=True))
 
 
 def _claims(batch: pa.RecordBatch) -> list[bytes | None]:

@@ -1,8 +1,9 @@
-"""Where decisions are read again from: the topics, or an archive of them. Nothing is written, and no view is asked.
+r"""Where decisions are read again from: the topics, or an archive of them. Nothing is written, and no view is asked.
 
 An archive is a folder of Parquet files (`foldflow export` writes it), or one file that a Kafka tool wrote: kcat with
-`-f '%p %o %R%s'`, or Kafka's console consumer with partition, offset and the value as `Bytes`. Such a file may hold records of
-`specs` too, in any order: what a record is, its schema's id says.
+`-f '%p %o %h\n%R%s'`, or Kafka's console consumer with partition, offset, headers and the value as `Bytes`. The headers may be
+left out: then nothing says what a run's last decision was. Such a file may hold records of `specs` too, in any order: what a
+record is, its schema's id says.
 """
 
 import contextlib
@@ -25,10 +26,14 @@ from streams.schemas import Schemas
 from streams.settings import Settings
 from streams.workflow.spec import digest
 
-KCAT: Final = "%p %o %R%s"
+KCAT: Final = r"%p %o %h\n%R%s"
 """What kcat's option -f must be for its output to be read here."""
 _NUMBER: Final = 20
 _CONSOLE: Final = re.compile(rb"(?:\S+\t)*?(?:Partition|Offset):")
+_CLAIM: Final = re.compile(rb"(?:^|,)ce_id[=:]([0-9a-f]*)")
+_MOST_HEADERS: Final = 1_000_000
+_BINARY: Final = b"\x00\xff"
+"""How a value's length begins, and no header's name: values are smaller than 16 MB, and -1 is none."""
 _ESCAPED: Final = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 _RUN_AT: Final = slice(6, 42)
 _RUN_SIZE: Final = 72
@@ -40,12 +45,16 @@ class ArchiveError(Exception):
 
 
 class Record(NamedTuple):
-    """A record of `decisions`. `claimed`: the hash that its header `ce_id` names, in hexadecimal; None where it isn't kept."""
+    """A record of `decisions`. `claimed`: the hash that its header `ce_id` names, in hexadecimal; None where it isn't kept.
+
+    `told`: what the columns beside its value say of it (`export_files.TOLD`), where there are such.
+    """
 
     offset: int
     value: bytes | None
     key: bytes | None = None
     claimed: bytes | None = None
+    told: tuple[Any, ...] | None = None
 
 
 class Span(NamedTuple):
@@ -304,8 +313,8 @@ class DumpFile:
         """It may be a choice of records, as those of one run."""
         return False
 
-    def _entries(self) -> Iterator[tuple[int, int, bytes | None]]:
-        """Yield partition, offset and value of each record. Raises DamagedError, ArchiveError."""
+    def _entries(self) -> Iterator[tuple[int, Record]]:
+        """Yield each record, with its partition. Raises DamagedError, ArchiveError."""
         try:
             with self.path.open("rb") as file:
                 if self.path.stat().st_size == 0:
@@ -320,10 +329,10 @@ class DumpFile:
         """Return the partitions of the decisions in it, as far as it can be read."""
         spans: dict[int, Span] = {}
         try:
-            for partition, offset, value in self._entries():
-                if not _is_spec(value):
-                    before = spans.get(partition, Span(offset, offset))
-                    spans[partition] = Span(min(before.first, offset), max(before.end, offset + 1))
+            for partition, record in self._entries():
+                if not _is_spec(record.value):
+                    before = spans.get(partition, Span(record.offset, record.offset))
+                    spans[partition] = Span(min(before.first, record.offset), max(before.end, record.offset + 1))
         except DamagedError:
             if not spans:
                 raise
@@ -333,9 +342,9 @@ class DumpFile:
 
     def records(self, partition: int, span: Span) -> Iterator[Record]:
         """Yield a partition's decisions."""
-        for of, offset, value in self._entries():
-            if of == partition and span.first <= offset < span.end and not _is_spec(value):
-                yield Record(offset, value)
+        for of, record in self._entries():
+            if of == partition and span.first <= record.offset < span.end and not _is_spec(record.value):
+                yield record
 
     def since(self, at_ms: int) -> Mapping[int, int]:
         """Refuse: times aren't written down."""
@@ -345,7 +354,7 @@ class DumpFile:
         """Return the definitions in it, as far as it can be read."""
         found: list[bytes | None] = []
         with contextlib.suppress(DamagedError):  # said when the decisions are read
-            found.extend(value for _, _, value in self._entries() if _is_spec(value))
+            found.extend(record.value for _, record in self._entries() if _is_spec(record.value))
         return registered(found, self.damage)
 
     def refuse_newer(self, where: str, value: bytes | None) -> None:
@@ -356,7 +365,7 @@ def _is_spec(value: bytes | None) -> bool:
     return codec.kind_of(value) is WorkflowRegistered
 
 
-def _kcat(data: mmap.mmap, name: str) -> Iterator[tuple[int, int, bytes | None]]:
+def _kcat(data: mmap.mmap, name: str) -> Iterator[tuple[int, Record]]:
     at = 0
     while at < len(data):
         if data[at] in b"\r\n":  # with `\n` at the end of the format
@@ -365,16 +374,35 @@ def _kcat(data: mmap.mmap, name: str) -> Iterator[tuple[int, int, bytes | None]]
         first = data.find(b" ", at, at + _NUMBER)
         second = data.find(b" ", first + 1, first + 1 + _NUMBER)
         partition, offset = data[at:first], data[first + 1 : second]
-        size = int.from_bytes(data[second + 1 : second + 5], signed=True)
-        end = second + 5 + max(0, size)
-        if first < 0 or second < 0 or not partition.isdigit() or not offset.isdigit() or size < -1 or end > len(data):
+        length = _length_at(data, second + 1)
+        size = int.from_bytes(data[length : length + 4], signed=True)
+        end = length + 4 + max(0, size)
+        whole = first >= 0 and second >= 0 and partition.isdigit() and offset.isdigit()
+        if not whole or length < 0 or size < -1 or end > len(data):
             problem = f"{name}: at byte {at:,} there is no whole record as kcat writes it with -f '{KCAT}'"
             raise DamagedError(problem) if at else ArchiveError(problem)
-        yield int(partition), int(offset), None if size < 0 else data[second + 5 : end]
+        value = None if size < 0 else data[length + 4 : end]
+        yield int(partition), Record(int(offset), value, claimed=_claimed(data[second + 1 : length]))
         at = end
 
 
-def _console(data: mmap.mmap, name: str) -> Iterator[tuple[int, int, bytes | None]]:
+def _length_at(data: mmap.mmap, at: int) -> int:
+    """Return where the length of a value stands: here, or behind the headers and their line's end; -1: nowhere."""
+    if data[at : at + 1] in (_BINARY[:1], _BINARY[1:]):
+        return at
+    line = data.find(b"\n", at, at + _MOST_HEADERS)
+    while line >= 0 and data[line + 1 : line + 2] not in (_BINARY[:1], _BINARY[1:]):  # somebody's header may have a line's end
+        line = data.find(b"\n", line + 1, at + _MOST_HEADERS)
+    return line + 1 if line >= 0 else -1
+
+
+def _claimed(headers: bytes) -> bytes | None:
+    """Return what the header `ce_id` says, in a list of headers as a tool writes it."""
+    found = _CLAIM.search(headers)
+    return found[1] if found else None
+
+
+def _console(data: mmap.mmap, name: str) -> Iterator[tuple[int, Record]]:
     byte: Callable[[Any], bytes] = lambda found: bytes((int(found[1], 16),))  # noqa: E731
     for number, line in enumerate(iter(data.readline, b""), 1):
         *fields, value = line.rstrip(b"\r\n").split(b"\t")
@@ -383,4 +411,5 @@ def _console(data: mmap.mmap, name: str) -> Iterator[tuple[int, int, bytes | Non
         if not partition.isdigit() or not offset.isdigit():
             problem = f"{name}: line {number:,} has no `Partition:…` and `Offset:…` in front of its value"
             raise DamagedError(problem) if number > 1 else ArchiveError(problem)
-        yield int(partition), int(offset), None if value == b"null" else _ESCAPED.sub(byte, value)
+        claimed = next(filter(None, map(_claimed, fields)), None)
+        yield int(partition), Record(int(offset), None if value == b"null" else _ESCAPED.sub(byte, value), claimed=claimed)

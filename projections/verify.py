@@ -16,6 +16,7 @@ from events.commands import StartRun
 from events.decisions import Decision
 from events.errors import NotDecodableError
 from events.topics import partition_for
+from projections.export_files import differing
 from projections.replay_again import Aside, CannotDecideError, Kept, Specs, decided_again, difference, stands_in
 from projections.replay_parquet import DamagedError
 from projections.replay_sources import KafkaLog, Record, Source, Span, run_of
@@ -29,6 +30,7 @@ MOST_FINDINGS: Final = 1000
 """How many findings of a partition are kept; more are counted."""
 MISPLACED: Final = "misplaced"
 _TICK: Final = 500
+_LONG: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,8 @@ class Finding:
     """Something that no honest writer can cause. `cause`: what has probably happened.
 
     `kind`: `changed` (a byte of this record), `rewritten` (deciding again differs although the chain is whole), `missing` (there
-    are none of the records before this one), `unreadable`, `header`, `key`, `identity` (what stands beside the value says
-    something else), `archive` (a file). `field`, `recorded`, `again`: what differs first.
+    are none of the records before this one), `unreadable`, `header`, `key`, `column`, `identity` (what stands beside the value
+    says something else), `archive` (a file). `field`, `recorded`, `again`: what differs first.
     """
 
     kind: str
@@ -57,7 +59,8 @@ class Result:
     """What came of checking. `decisions`: those that count; `again`: of them decided again, `stand_ins` not decided but written.
 
     `ignored`: records that the filter passed over, by verdict; `unchecked`: runs that could not be decided again, by what is
-    missing (`spec`, `payload`, `beginning`), with an example in `lacking`; `begins`: partitions that don't begin at offset 0.
+    missing (`spec`, `payload`, `beginning`; `end`: what names their last decision's hash), with an example in `lacking`;
+    `begins`: partitions that don't begin at offset 0.
     """
 
     decisions: int = 0
@@ -140,12 +143,14 @@ class _Run:
     """A run that is under way in the log. `state` None: it can't be decided again; `offset`: where its last decision is.
 
     `finding`: what deciding again has found, until its cause is known; `passed`: the last record of it that was passed over.
+    `named`: whether something beside the last decision names its hash.
     """
 
     state: RunState | None
     offset: int
     finding: Finding | None = None
     passed: int | None = None
+    named: bool = True
 
 
 @dataclass(slots=True)
@@ -221,7 +226,7 @@ class _Checker:
             if run_id in self._runs:
                 self._runs[run_id].passed = offset
         else:
-            self._accepted(offset, decision, value, hashed)
+            self._accepted(record, decision, value, hashed)
 
     def _outside(self, record: Record, decision: Decision, hashed: bytes) -> None:
         """Compare a value with what stands beside it."""
@@ -233,6 +238,10 @@ class _Checker:
             cause = "a byte of the value was changed since it was written, or the header"
             self._found("header", problem, cause, record.offset, decision.run_id, decision.seq)
             self._misnamed.add(record.offset)
+        if record.told is not None and (found := differing(decision, record.told)) is not None:
+            name, said, now = found
+            problem = f"its column `{name}` says {_short(said)}, its value says {_short(now)}"
+            self._found("column", problem, "the column was changed, or the value", record.offset, decision.run_id, decision.seq)
 
     def _is_misplaced(self, decision: Decision, offset: int) -> bool:
         """Whether a new run's decision is not what this partition may hold; else whether its id is its request's is checked."""
@@ -256,13 +265,14 @@ class _Checker:
         self._lacks("beginning", f"run {run_id} began before the first record that is here")
         return Head(first.prev, first.seq - 1)
 
-    def _accepted(self, offset: int, decision: Decision, value: bytes, hashed: bytes) -> None:
+    def _accepted(self, record: Record, decision: Decision, value: bytes, hashed: bytes) -> None:
+        offset = record.offset
         run = self._runs.get(decision.run_id)
         if run is None:
             run = self._runs[decision.run_id] = _Run(INITIAL, offset)
             self.result.runs += 1
         self.result.decisions += 1
-        run.offset = offset
+        run.offset, run.named = offset, record.claimed is not None
         if run.finding is not None:
             self._settled(run, "its successor")
         if run.state is not None:
@@ -270,8 +280,14 @@ class _Checker:
         if self._chain.heads[decision.run_id].over:
             if run.finding is not None:
                 self._settled(run, "")
+            self._ends(decision.run_id, run)
             del self._runs[decision.run_id], self._chain.heads[decision.run_id]
             self._over.add(decision.run_id)
+
+    def _ends(self, run_id: str, run: _Run) -> None:
+        """Note a run of whose last decision nothing says what it was: a changed byte shows only in what follows from it."""
+        if not run.named:
+            self._lacks("end", f"run {run_id}, at offset {run.offset}")
 
     def _decide_again(self, run: _Run, decision: Decision, value: bytes, hashed: bytes) -> None:
         state = run.state
@@ -356,9 +372,10 @@ class _Checker:
 
     def finish(self) -> Result:
         """Return what was found; the partition was read."""
-        for run in self._runs.values():
+        for run_id, run in self._runs.items():
             if run.finding is not None:
                 self._settled(run, "")
+            self._ends(run_id, run)
         for found in self._breaks.values():
             self._tell(found, None)
         self.result.open = len(self._runs)
@@ -376,6 +393,11 @@ class _Checker:
 
     def _found(self, kind: str, problem: str, cause: str, offset: int, run: str | None = None, seq: int | None = None) -> None:
         self.result.found(self._finding(kind, problem, cause, offset, run, seq))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 def verified(settings: Settings, run_id: str, partition: int, first: int, end: int | None) -> Result:

@@ -51,7 +51,7 @@ def verify(
     processes: Processes = 0,
     as_json: Json = False,
 ) -> None:
-    """Check that runs are what was decided: the hash chain, the numbers, and each decision decided again from its input.
+    r"""Check that runs are what was decided: the hash chain, the numbers, and each decision decided again from its input.
 
     What is decided again is compared byte for byte with what stands on the log; nothing is called and nothing is written. What is
     found names its record, the first field that differs, and what has probably happened. All of it is read from the topics alone,
@@ -71,18 +71,19 @@ def verify(
 
     A file of kcat, or of Kafka's console consumer, is an archive too; with both topics in one file it needs nothing else:
 
-        kcat -b HOST -C -e -o beginning -t foldflow.decisions -f '%p %o %R%s' > run.bin
+        kcat -b HOST -C -e -o beginning -t foldflow.decisions -f '%p %o %h\n%R%s' > run.bin
 
-        kcat -b HOST -C -e -o beginning -t foldflow.specs -f '%p %o %R%s' >> run.bin
+        kcat -b HOST -C -e -o beginning -t foldflow.specs -f '%p %o %h\n%R%s' >> run.bin
 
         foldflow kafka console-consumer --topic foldflow.decisions --from-beginning --timeout-ms 5000
-        --formatter-property print.partition=true --formatter-property print.offset=true
+        --formatter-property print.partition=true --formatter-property print.offset=true --formatter-property print.headers=true
         --formatter-property value.deserializer=org.apache.kafka.common.serialization.BytesDeserializer > run.txt
 
         foldflow verify --from run.bin
 
     Exit codes: 0 whole, 1 something was found, 2 a wrong option, no such run or no archive, 3 nothing was found, but not
-    everything could be decided again (a version or a payload is missing, or the beginning of a run), 4 Kafka can't be reached.
+    everything could be checked (a version or a payload is missing, the beginning of a run, or the headers), 4 Kafka can't be
+    reached.
     """
     if sum((bool(run), all_, bool(since), bool(files))) > 1 or not (run or all_ or since or files or from_):
         fail("What is to be checked? Say one of RUN, --all, --since, --file, or --from for a whole archive.", UNUSABLE)
@@ -210,6 +211,7 @@ _LACKS: Final = {
     "spec": "their workflow's version isn't known here; give its definition with --workflows FILE",
     "payload": "a payload can't be had here; set FOLDFLOW_PAYLOAD_STORE or FOLDFLOW_DATA_DIR",
     "beginning": "they began before the first record that is here",
+    "end": "nothing here names the hash of their last decision, so a changed byte in it may not show; copy the headers too",
 }
 
 
@@ -226,7 +228,8 @@ def _show(source: str, result: "Result", took_s: float) -> None:
     for partition, first in sorted(result.begins.items()) if "beginning" in result.unchecked else ():
         print(f"  partition {partition} begins with offset {first:,}")
     for what, count in sorted(result.unchecked.items()):
-        print(f"  not decided again  {count:,} runs (their chain was checked): {_LACKS[what]}")
+        said = "not decided again " if what != "end" else "end not known     "
+        print(f"  {said} {count:,} runs (their chain was checked): {_LACKS[what]}")
         print(f"                     for example {result.lacking[what]}")
     if result.whole:
         print("✓ whole" if not result.unchecked else "✓ nothing wrong was found in what could be checked")

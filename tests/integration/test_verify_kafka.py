@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from events import codec, ids, topics
 from events.decisions import Decision
 from infra.cli.main import command_line
-from projections.replay_sources import run_of
+from projections.replay_sources import KCAT, run_of
 from streams import kafka
 from streams.envelope import Outgoing
 from streams.registry import publish
@@ -146,7 +146,7 @@ def test_what_kcat_copies_is_verified_offline(own: Settings, tmp_path: Path, mon
     with file.open("wb") as out:
         for topic in (topics.DECISIONS, topics.SPECS):
             line = ["kcat", "-b", own.bootstrap_servers, "-C", "-e", "-q", "-o", "beginning", "-t", kafka.name(own, topic)]
-            subprocess.run([*line, "-f", "%p %o %R%s"], stdout=out, check=True, timeout=60)
+            subprocess.run([*line, "-f", KCAT], stdout=out, check=True, timeout=60)
     monkeypatch.setenv("FOLDFLOW_BOOTSTRAP_SERVERS", "127.0.0.1:9")
     told = json.loads(foldflow("verify", "--from", str(file), "--processes", "1", "--json").output)
     assert told["decided_again"] == told["decisions"] == len(log.accepted)
@@ -166,7 +166,7 @@ def test_what_the_console_consumer_copies_is_verified_offline(
     """Kafka's own tool has no Avro: it writes values as `Bytes`, which loses nothing."""
     log = histories.logs(5, 3, 0.0, histories.BOTH)
     write(own, log)
-    formatted = [("print.partition", "true"), ("print.offset", "true")]
+    formatted = [("print.partition", "true"), ("print.offset", "true"), ("print.headers", "true")]
     formatted.append(("value.deserializer", "org.apache.kafka.common.serialization.BytesDeserializer"))
     options = [part for name, value in formatted for part in ("--formatter-property", f"{name}={value}")]
     options += ["--from-beginning", "--max-messages", str(len(log.accepted)), "--topic", kafka.name(own, topics.DECISIONS)]

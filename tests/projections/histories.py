@@ -1,6 +1,7 @@
 """Real histories for projections: logs that `decide` wrote, with losers, repetitions and broken chains."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -314,3 +315,32 @@ def extent(db: Any, identity: str) -> Extent:
     """Return where a run lies."""
     (found,) = extents(db, identity, 2)
     return found
+
+
+Row = tuple[int, int, bytes | None]
+"""Partition, offset and value of a record."""
+
+
+def as_kcat(rows: Iterable[Row], claims: Iterable[bytes | None] | None = None) -> bytes:
+    r"""Return what `kcat -f '%p %o %h\n%R%s'` writes. `claims`: the values as they were when their headers were made."""
+    there = list(rows)
+    said = [value for *_, value in there] if claims is None else claims
+    return b"".join(
+        b"%d %d %s\n" % (partition, offset, _headers(claim)) + _behind_its_length(value)
+        for (partition, offset, value), claim in zip(there, said, strict=True)
+    )
+
+
+def as_kcat_values(rows: Iterable[Row]) -> bytes:
+    """Return what `kcat -f '%p %o %R%s'` writes."""
+    return b"".join(b"%d %d " % (partition, offset) + _behind_its_length(value) for partition, offset, value in rows)
+
+
+def _headers(value: bytes | None) -> bytes:
+    """Return a record's headers as kcat writes them; the first one is somebody else's, with a line's end in it."""
+    claim = chain_hash(codec.unframed(value or b"")).hex()
+    return f"tracestate=a\nb,ce_id={claim},ce_type=Decision".encode()
+
+
+def _behind_its_length(value: bytes | None) -> bytes:
+    return (-1 if value is None else len(value)).to_bytes(4, signed=True) + (value or b"")

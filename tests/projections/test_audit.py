@@ -19,6 +19,7 @@ from projection_histories import (  # type: ignore[import-not-found]
     TOPIC_IDS,
     Logs,
     Run,
+    as_kcat,
     logs,
 )
 from pydantic import TypeAdapter
@@ -87,9 +88,7 @@ def known(folder: Path, records: list[Record], *specs: WorkflowSpec, log: list[R
     registered = [codec.encode(WorkflowRegistered(each.name, each.digest, each.canonical)) for each in specs]
     file = folder / "log.bin"
     rows = [(each.partition, each.offset, each.value) for each in (records if log is None else log)]
-    file.write_bytes(
-        b"".join(b"%d %d " % (p, o) + (-1 if v is None else len(v)).to_bytes(4, signed=True) + (v or b"") for p, o, v in rows)
-    )
+    file.write_bytes(as_kcat(rows))
     views = Views(folder / "v", TOPIC_IDS, PARTITIONS)
     try:
         views.apply(Batch(records, specs=[Record(0, number, value) for number, value in enumerate(registered)]))

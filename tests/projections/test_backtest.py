@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from projection_histories import BOTH, SPEC, Logs, logs
+from projection_histories import BOTH, SPEC, Logs, as_kcat, logs
 from typer.testing import CliRunner, Result
 
 from infra.cli.main import command_line
@@ -18,8 +18,7 @@ from streams.workflow.spec import WorkflowSpec
 
 def dump(path: Path, made: Logs) -> Path:
     rows = [(partition, offset, made.partitions[partition][offset]) for partition, offset in made.order]
-    written = (b"%d %d " % (p, o) + (-1 if v is None else len(v)).to_bytes(4, signed=True) + (v or b"") for p, o, v in rows)
-    path.write_bytes(b"".join(written))
+    path.write_bytes(as_kcat(rows))
     return path
 
 

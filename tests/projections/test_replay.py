@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from projection_histories import BOTH, SPEC, Logs, logs
+from projection_histories import BOTH, SPEC, Logs, as_kcat, logs
 from typer.testing import CliRunner, Result
 
 from events import codec, ids
@@ -21,8 +21,7 @@ def dump(path: Path, made: Logs) -> Path:
     """Write what kcat writes, definitions and all."""
     rows = [(partition, offset, made.partitions[partition][offset]) for partition, offset in made.order]
     rows.append((0, 0, codec.encode(WorkflowRegistered(SPEC.name, SPEC.digest, SPEC.canonical, current=True))))
-    written = (b"%d %d " % (p, o) + (-1 if v is None else len(v)).to_bytes(4, signed=True) + (v or b"") for p, o, v in rows)
-    path.write_bytes(b"".join(written))
+    path.write_bytes(as_kcat(rows))
     return path
 
 

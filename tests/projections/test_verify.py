@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from projection_histories import BOTH, RICH, SPEC, SPECS, Logs, logs
+from projection_histories import BOTH, RICH, SPEC, SPECS, Logs, Row, as_kcat, as_kcat_values, logs
 from typer.testing import CliRunner, Result
 
 from events import codec, ids
 from events.commands import WorkflowRegistered
 from events.decisions import Decision, RunCompleted
 from infra.cli.main import command_line
-from projections import verify
+from projections import export_files, verify
 from projections.replay_parallel import each_partition
 from projections.replay_sources import ArchiveError, Source, archive
 from streams.workflow.payloads import NoPayloads
@@ -28,16 +28,15 @@ CANONICAL = {digest: spec.canonical for digest, spec in SPECS.items()}
 HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 
 
-def kcat(path: Path, values: Values, specs: Iterable[bytes] = ()) -> Path:
-    """Write what `kcat -f '%p %o %R%s'` writes."""
-    found = [(partition, offset, value) for partition, of in enumerate(values) for offset, value in enumerate(of)]
-    found += [(0, offset, value) for offset, value in enumerate(specs)]
-    path.write_bytes(
-        b"".join(
-            b"%d %d " % (partition, offset) + (-1 if value is None else len(value)).to_bytes(4, signed=True) + (value or b"")
-            for partition, offset, value in found
-        )
-    )
+def rows_of(values: Values) -> list[Row]:
+    return [(partition, offset, value) for partition, of in enumerate(values) for offset, value in enumerate(of)]
+
+
+def kcat(path: Path, values: Values, specs: Iterable[bytes] = (), claims: Values | None = None) -> Path:
+    """Write what kcat does. `claims`: what was there when the headers were made, by default the same."""
+    behind = [(0, offset, value) for offset, value in enumerate(specs)]
+    said = [value for *_, value in (*rows_of(claims or values), *behind)]
+    path.write_bytes(as_kcat([*rows_of(values), *behind], said))
     return path
 
 
@@ -473,3 +472,90 @@ def test_a_file_of_the_console_consumer_is_read_to_the_byte(tmp_path: Path) -> N
             partition
         ]
     assert [each.kind for each in checked(path).findings] == ["unreadable"]
+
+
+# --- What stands beside the values ---
+
+
+def last_ones(made: Logs) -> list[tuple[int, int]]:
+    """Return the place of each run's last decision."""
+    return [(partition, mine[-1]) for partition, values in enumerate(made.partitions) for mine in runs_of(values).values()]
+
+
+def test_a_byte_of_a_last_decision_is_found_by_the_hash_in_its_header(tmp_path: Path) -> None:
+    """Nothing is built on a run's last decision: any byte of it that was changed shows by what its header names."""
+    made = honest()
+    for partition, offset in last_ones(made):
+        values = [list(of) for of in made.partitions]
+        decision = codec.decode(values[partition][offset], Decision)
+        values[partition][offset] = codec.encode(replace(decision, at=decision.at + 1))
+        found = checked(kcat(tmp_path / "log", values, claims=made.partitions))
+        assert (partition, offset) in {(each.partition, each.offset) for each in found.findings if each.kind == "header"}
+
+
+def test_where_no_header_is_kept_that_is_said(tmp_path: Path) -> None:
+    """Given values alone; then nothing wrong is found, and not all is known: what each run's last decision was."""
+    made, bare = honest(), tmp_path / "bare"
+    bare.write_bytes(as_kcat_values(rows_of(made.partitions)))
+    found = checked(bare)
+    assert found.whole
+    assert dict(found.unchecked) == {"end": found.runs}
+    assert not checked(kcat(tmp_path / "log", made.partitions)).unchecked
+
+
+def with_columns(path: Path, made: Logs) -> Path:
+    """Add the columns of an export to an archive's files."""
+    for file in folder(path, made.partitions).rglob("*.parquet"):
+        table = pq.read_table(file, partitioning=None)
+        told = [export_files.told(codec.decode(value, Decision)) for value in table["value"].to_pylist()]
+        for name, column in zip(export_files.TOLD, zip(*told, strict=True), strict=True):
+            table = table.append_column(name, pa.array(column))
+        pq.write_table(table, file, write_page_checksum=True, row_group_size=10_000)
+    return path
+
+
+def test_a_column_that_says_something_else_than_its_record_is_found(tmp_path: Path) -> None:
+    """Columns are what people ask: a rewritten one is named with its record; fields that a later version added are none."""
+    made = honest()
+    for name, change in {
+        "run_id": lambda text: text[::-1],
+        "seq": lambda number: number + 1,
+        "input_type": lambda text: text + "x",
+        "input": lambda text: text.replace('"type":"', '"type":"x', 1),
+        "effects": lambda text: text[:-1] + (',{"type":"RunPaid"}]' if len(text) > 2 else '{"type":"RunPaid"}]'),
+    }.items():
+        path = tmp_path / name
+        file = min(with_columns(path, made).rglob("*.parquet"))
+        assert not checked(path).findings
+        table = pq.read_table(file, partitioning=None)
+        column = table[name].to_pylist()
+        column[0] = change(column[0])
+        index = table.schema.get_field_index(name)
+        pq.write_table(table.set_column(index, name, pa.array(column)), file)
+        (found,) = checked(path).findings
+        assert (found.kind, found.offset) == ("column", table["offset"][0].as_py())
+        assert f"its column `{name}` says" in found.problem
+
+
+def test_a_column_of_an_older_version_says_the_same() -> None:
+    """Given a field that a later version has added, then it is missing in old columns where it says nothing, and only there."""
+    decision = codec.decode(next(value for of in honest().partitions for value in of), Decision)
+    *before, told_input, effects = export_files.told(decision)
+    for name, value in json.loads(told_input).items():
+        older = json.dumps({key: each for key, each in json.loads(told_input).items() if key != name})
+        assert (export_files.differing(decision, (*before, older, effects)) is None) == (not value), name
+
+
+def test_a_flipped_bit_in_any_column_is_found(tmp_path: Path) -> None:
+    """Also in one that nothing else vouches for, as Kafka's time: each page has a checksum."""
+    made = honest()
+    file = min(with_columns(tmp_path, made).rglob("*.parquet"))
+    whole = file.read_bytes()
+    meta = pq.read_metadata(file).row_group(0)
+    for number in range(meta.num_columns):
+        chunk = meta.column(number)
+        data = bytearray(whole)
+        begins = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+        data[begins + chunk.total_compressed_size - 2] ^= 4
+        file.write_bytes(data)
+        assert not checked(tmp_path).whole, chunk.path_in_schema
