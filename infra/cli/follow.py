@@ -17,6 +17,7 @@ from events.decisions import DeadLetter, RunCancelled
 from events.errors import NotDecodableError
 from infra.cli.history import History
 from infra.cli.outcome import waiting
+from infra.cli.silence import Silence
 from projections.calls import Calls
 from projections.entry import Entry
 from projections.runs import RunRow, Runs
@@ -147,6 +148,7 @@ class Follower:
 
     def __init__(self, settings: Settings, cluster: Cluster, sent: Sent) -> None:
         self.followed = Followed(sent, Schemas(settings))
+        self._silence = Silence(settings)
         self._source = kafka.reader(settings)
         self._decisions = kafka.name(settings, topics.DECISIONS)
         letters = kafka.name(settings, topics.DEADLETTER)
@@ -168,7 +170,9 @@ class Follower:
         """
         deadline = time.monotonic() + timeout_s
         while not self.followed.over and time.monotonic() < deadline:
-            for message in kafka.poll(self._source, max(0.0, min(0.2, deadline - time.monotonic()))):
+            messages = kafka.poll(self._source, max(0.0, min(0.2, deadline - time.monotonic())))
+            self._silence.heard(anything=bool(messages))
+            for message in messages:
                 take = self.followed.letter
                 if message.topic() == self._decisions:
                     take = self.followed.decision
@@ -177,6 +181,11 @@ class Follower:
                     yield self.followed
             if not self.followed.over:
                 yield self.followed
+
+    @property
+    def away(self) -> bool:
+        """Whether Kafka was away when it was asked last."""
+        return self._silence.away
 
     def close(self) -> None:
         """Close the connection."""

@@ -15,6 +15,8 @@ from events.decisions import DeadLetterSettled, Decision
 from events.errors import NewerCodeError, NotDecodableError
 from events.ids import chain_hash
 from events.topics import Topic, partition_for
+from infra.cli.silence import Silence
+from infra.cli.terminal import say
 from streams import kafka
 from streams.envelope import Incoming
 from streams.kafka import Cluster, TopicPartition
@@ -79,10 +81,13 @@ class Tail:
         yield from found if last is None else found[len(found) - min(last, len(found)) :]
 
     def new(self) -> Iterator[Shown]:
-        """Yield what comes, for ever."""
+        """Yield what comes, for ever; while Kafka is away, that is said."""
+        silence = Silence(self._settings, say)
         self._source.assign([TopicPartition(full, partition, end) for (full, partition), end in self._ends.items()])
         while True:
-            yield from filter(None, map(self._shown, kafka.poll(self._source, 0.5)))
+            messages = kafka.poll(self._source, 0.5)
+            silence.heard(anything=bool(messages))
+            yield from filter(None, map(self._shown, messages))
 
     def _shown(self, message: Message) -> Shown | None:
         """Return a record as it is shown; None if it doesn't belong to the run that was asked for."""

@@ -130,7 +130,7 @@ def _follow(follower: "Follower", desk: "Desk", patience: float, *, as_json: boo
     if followed.refusal is not None:
         status, code = "refused", REFUSED
     elif not followed.over:
-        status, code = "timeout", TIMED_OUT
+        status, code = ("unreachable", UNREACHABLE) if follower.away else ("timeout", TIMED_OUT)
     else:
         status = followed.history.state.status.name.lower()
         code = COMPLETED if status == "completed" else FAILED
@@ -162,6 +162,8 @@ def _tell(result: dict[str, Any], patience: float) -> None:
             say(f"Cancelled{f' by {by}' if by else ''}{f': {reason}' if reason else ''}.\nMore: foldflow show {run_id}")
         case "refused":
             say(f"Refused: {result['reason']}: {result['detail']}\nNo run was started: put that right and send it again.")
+        case "unreachable":
+            say(f"Not over after {took(patience * 1000)}, and Kafka can't be reached any more. Later: foldflow show {run_id}")
         case _:
             waiting = "it has no decision yet: are intake and orchestrator running (`foldflow status`)?"
             state = "it goes on." if "steps" in result else waiting
