@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NOTHING: Final = 2
 _CONNECT_S: Final = 10.0
+_UNDONE: Final = (("--from", ""), ("--set", "=JSON"))
 
 
 def fork(  # noqa: PLR0913, PLR0917 - a command's options
@@ -45,6 +46,9 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
 
     What both have in common is copied, marked, and costs nothing; the rest runs. The new run's StartRun names its origin.
 
+    A step that the run has undone, also after the decision that is forked, must be named: --from does it again, --set tells its
+    result. When the new run fails or is cancelled, no step that it copied is undone.
+
     For example:
 
         foldflow fork RUN --from draft --wait                 run a step again, and all that needs it
@@ -57,7 +61,7 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
 
         foldflow fork RUN --spec new.yaml                     with another definition; steps that it changes run again
 
-    Exit codes: as of `foldflow run`; 2 also when there is no such run, decision or step.
+    Exit codes: as of `foldflow run`; 2 also when there is no such run, decision or step, or one was undone and isn't named.
     """
     patience = seconds(timeout)
     text = json_text(input_, "--input") if input_ else None
@@ -72,7 +76,7 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
 
     settings = quiet(Settings())
     try:
-        run_id, state, before = _state(settings, run, at)
+        run_id, state, now, before = _states(settings, run, at)
         version = load(spec) if spec else before
         if prompts or models:
             version = core.with_changes(version, prompts, models)
@@ -81,6 +85,7 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
             run_id,
             state,
             version,
+            now=now,
             rerun=sorted(rerun),
             outputs=outputs,
             input_text=text,
@@ -89,6 +94,9 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
         publish(settings, [version], current=False)
     except (kafka.KafkaUnreachableError, kafka.TopicMismatchError) as error:
         fail(f"Nothing was started: {error}", UNREACHABLE)
+    except core.UndoneError as error:
+        again, told = (" ".join(f"{option} {step}{value}" for step in error.steps) for option, value in _UNDONE)
+        fail(f"Nothing was started: {error}. Say {again} to do what was undone again, or {told} to tell its result.", NOTHING)
     except (DefinitionFileError, ValueError) as error:
         fail(f"Nothing was started: {error}", NOTHING)
     if not as_json:
@@ -97,8 +105,11 @@ def fork(  # noqa: PLR0913, PLR0917 - a command's options
     send(request, wait=wait, yes=yes, patience=patience, as_json=as_json, again=bool(request_id))
 
 
-def _state(settings: Settings, run: str, at: int) -> "tuple[str, RunState, WorkflowSpec]":
-    """Return a run's id, its state after one of its decisions, and its version. Ends the command if there is none such."""
+def _states(settings: Settings, run: str, at: int) -> "tuple[str, RunState, RunState, WorkflowSpec]":
+    """Return a run's id, its state after one of its decisions and its last one, and its version.
+
+    Ends the command if there is none such.
+    """
     from events import codec  # noqa: PLC0415
     from events.decisions import Decision  # noqa: PLC0415
     from events.ids import chain_hash  # noqa: PLC0415
@@ -108,16 +119,16 @@ def _state(settings: Settings, run: str, at: int) -> "tuple[str, RunState, Workf
     from streams.workflow.state import INITIAL, RunEvent  # noqa: PLC0415
 
     found = recorded(settings, kafka.connect(settings, timeout_s=_CONNECT_S), run)
-    state = INITIAL
+    state = now = INITIAL
     for value in found.values:
-        state = evolve(state, RunEvent(codec.decode(value, Decision), chain_hash(codec.unframed(value))))
-        if state.seq == at:
-            break
+        now = evolve(now, RunEvent(codec.decode(value, Decision), chain_hash(codec.unframed(value))))
+        if not at or now.seq == at:
+            state = now
     if at and state.seq != at:
-        fail(f"Run {found.run_id} has {state.seq} decisions; there is no number {at}.", NOTHING)
+        fail(f"Run {found.run_id} has {now.seq} decisions; there is no number {at}.", NOTHING)
     if found.spec is None:
         fail(f"Nobody has registered version {state.digest[:12]} of {state.workflow}.", NOTHING)
-    return found.run_id, state, found.spec
+    return found.run_id, state, now, found.spec
 
 
 def _changed(before: "WorkflowSpec", after: "WorkflowSpec") -> set[str]:

@@ -158,7 +158,8 @@ class Run(Then):
         `rerun`: steps that run again; `outputs`: other outputs of steps; `input`: another input; `spec`: another version of the
         workflow. What calls answer goes on where this run left it, the clock too; this run stays as it is.
 
-        Raises DefinitionError for a step that there isn't, and what `given` raises.
+        Raises DefinitionError for a step that there isn't, UndoneError for one that was undone and is neither in `rerun` nor in
+        `outputs`, and what `given` raises.
         """
         self._forks += 1
         version = self._run.spec if spec is None else _spec(spec)

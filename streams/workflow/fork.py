@@ -7,9 +7,19 @@ from events.commands import Origin, WorkflowRequest
 from streams.workflow.expressions import DefinitionError, from_json, to_json
 from streams.workflow.plan import FINALLY, Frame, Place, Plan
 from streams.workflow.spec import Step, WorkflowSpec
-from streams.workflow.state import RunState, StepState, StepStatus, undone
+from streams.workflow.state import RunState, StepState, StepStatus, owner_path, undone
 
 _KEPT = (StepStatus.COMPLETED, StepStatus.SKIPPED, StepStatus.FAILED)
+
+
+class UndoneError(ValueError):
+    """Results can't be copied, for what they tell of was undone. `steps`: those that the fork must do again or be told."""
+
+    def __init__(self, run_id: str, steps: Collection[str]) -> None:
+        """Make one that names the steps."""
+        self.steps = tuple(steps)
+        names, were = ", ".join(f"`{each}`" for each in steps), "was" if len(steps) == 1 else "were"
+        super().__init__(f"{names} {were} undone in run {run_id}, at least in part, so the results can't be copied")
 
 
 def fork(
@@ -17,6 +27,7 @@ def fork(
     state: RunState,
     spec: WorkflowSpec,
     *,
+    now: RunState | None = None,
     rerun: Collection[str] = (),
     outputs: Mapping[str, str] | None = None,
     input_text: str | None = None,
@@ -26,18 +37,29 @@ def fork(
 
     `rerun`: steps that run again, with all that need them; `outputs`: results (JSON) to have instead of theirs, by step.
     Steps that `spec` doesn't have are left out. Raises DefinitionError for a step in `rerun` or `outputs` that it doesn't have.
+
+    `now`: the run's last state, if `state` is an earlier one. What was undone since, is undone: to begin at an earlier decision
+    doesn't make the world earlier. Raises UndoneError for a step that would be copied though the run has undone it, has begun to,
+    or is about to, unless it is in `rerun` or `outputs`. Nobody checks that again: who writes requests with `copied` without
+    this function must leave out such steps, and mind that the fork undoes nothing of what it copies.
     """
     plan = spec.plan
     for path in (*rerun, *(outputs or {})):
         if plan.place(path) is None:
             raise DefinitionError(f"there is no step `{path}` in {spec.name} {spec.digest[:12]}")
     again = {path for each in rerun for path in _behind(plan, each)}
+    # What runs again, or is told, does so with all its parts; what a step is part of goes on with its other parts.
+    whole = {path for each in rerun for path in _behind(plan, each) if path not in _around(each)} | {*(outputs or ())}
     copied: dict[str, Any] = {}
     for path, step in state.steps.items():
         place = plan.place(path)
-        if place is not None and _worth_keeping(path, step, place) and path not in again:
+        if place is None or path in again or path in whole or not whole.isdisjoint(_around(path)):
+            continue
+        if _worth_keeping(path, step, place):
             error = {"kind": str(step.failure.kind), "message": step.failure.message} if step.failure else None
             copied[path] = {"status": step.status.value, "output": step.output, "error": error}
+    if gone := _gone(copied, now or state):
+        raise UndoneError(run_id, gone)
     for path, output in (outputs or {}).items():
         copied[path] = {"status": StepStatus.COMPLETED.value, "output": to_json(from_json(output)), "error": None}
     origin = Origin(run_id, state.seq, state.head.hex())
@@ -53,6 +75,27 @@ def _worth_keeping(path: str, step: StepState, place: Place) -> bool:
         return True
     definition = place.plan.step
     return isinstance(definition, Step) and (definition.on_failure == "continue" or place.index is not None)
+
+
+def _gone(copied: Collection[str], now: RunState) -> list[str]:
+    """Return those of the copied steps that a run has undone, or a part of them, or what they are part of."""
+    gone = {step for path, each in now.steps.items() if (step := undone(path)) is not None and each.attempt}
+    planned = now.undo if now.closing is not None and now.closing.outcome != "completed" and not now.over else None
+    while planned is not None:
+        gone.add(planned[0].step)
+        planned = planned[1]
+    parts = {path for each in gone for path in _around(each)}
+    return sorted(path for path in copied if path in gone or path in parts or not gone.isdisjoint(_around(path)))
+
+
+def _around(path: str) -> set[str]:
+    """Return the steps that a step is part of."""
+    found = set[str]()
+    owner = owner_path(path)
+    while owner is not None:
+        found.add(owner)
+        owner = owner_path(owner)
+    return found
 
 
 def _behind(plan: Plan, path: str) -> Iterable[str]:
@@ -100,4 +143,4 @@ def _written(steps: list[dict[str, Any]], path: str) -> dict[str, Any] | None:
     return None
 
 
-__all__ = ["fork", "with_changes"]
+__all__ = ["UndoneError", "fork", "with_changes"]

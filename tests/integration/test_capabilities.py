@@ -560,6 +560,28 @@ def test_a_fork_runs_only_what_is_asked_to_run_again(here: Foldflow, tmp_path: P
     assert (again.output(), again.look().digest) == (3, state.digest), "a fork's definition is nobody else's"
 
 
+def test_a_fork_of_what_was_undone_must_say_what_becomes_of_it(here: Foldflow) -> None:
+    """Given a run that failed and undid two steps, forking it is refused, at an earlier decision too, until both are named."""
+    first = here.ask("saga")
+    first.until_over(RunStatus.FAILED)
+    for way in ((), ("--at", "3"), ("--from", "hotel")):
+        refused = here.begin("fork", first.run_id, *way)
+        _, err = refused.communicate(timeout=120)
+        assert refused.returncode == 2, err
+        said = " ".join(err.split())
+        assert "`flight`" in said
+        assert "--from flight" in said
+        assert "--set flight=JSON" in said
+        assert ("`hotel`" in said) is ("hotel" not in way)
+    told = here.begin("fork", first.run_id, "--set", 'flight="f-2"', "--wait", "--json", "--timeout", "60s")
+    out, err = told.communicate(timeout=120)
+    run = Run(here, json.loads(out.splitlines()[-1])["run_id"])
+    assert [effect.step for _, effect in run.effects(StepCopied)] == ["flight"], err
+    assert [step for step, _ in here.notes(run)] == ["hotel", "car", "undo(hotel)", "finally.tidy"], "flight was copied: it stays"
+    ((_, ended),) = run.effects(RunFailed)
+    assert ended.not_undone == ()
+
+
 # --- Structure ---
 
 
