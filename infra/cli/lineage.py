@@ -29,13 +29,15 @@ def lineage(
     control: Annotated[
         bool, typer.Option("--control", help="Which event led to which, instead of which value went where.")
     ] = False,
-    depth: Annotated[int, typer.Option(min=1, max=1000, help="How many steps away at most.")] = 5,
+    depth: Annotated[int, typer.Option(min=1, max=1000, help="How many steps away at most; --control alone shows all.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Show where a run's result comes from, or what became of its input, or both for one of its steps, as trees.
 
     It is read off the workflow's expressions and the ledger, never guessed from values that look alike. Behind each name stands
     what was used for what: `output.rows → arguments.rows`; in brackets what only decided whether or how it happens.
+
+    With --control alone all of the run is shown, decision by decision: what its request led to, and what was said to it later.
 
     For example:
 
@@ -55,14 +57,11 @@ def lineage(
         raise typer.BadParameter("--up and --down exclude each other; leave both out to see both for a step")
     run_id, _, step = run.partition("/")
     direction = "down" if down else "up" if up or not step else "both"
-    if step:
-        node = f"step/{step}"
-    elif control:
-        node, direction = ("run", "up") if up else ("decision/1", "down")
-    else:
-        node = "input" if down else "output"
-    about = "control" if control else "data"
-    parameters = {"node": node, "direction": direction, "about": about, "depth": depth}
+    parameters: dict[str, Any] = {"about": "control" if control else "data"}
+    if step or up or down or not control:
+        first, last = ("decision/1", "run") if control else ("input", "output")
+        node = f"step/{step}" if step else first if down else last
+        parameters |= {"node": node, "direction": direction, "depth": depth}
     answer = ask(f"/runs/{quote(run_id, safe='')}/lineage", parameters)
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
@@ -73,6 +72,9 @@ def lineage(
 def _print(answer: dict[str, Any], direction: str, depth: int) -> None:
     terminal = console()
     drawn = _Drawn(answer)
+    if answer["node"] is None:
+        terminal.print(*drawn.whole(), sep="\n")
+        direction = ""
     for word, is_up in (("comes from", True), ("goes into", False)):
         if direction in ("both", "up" if is_up else "down"):
             terminal.print(drawn.tree(word, is_up=is_up))
@@ -97,10 +99,7 @@ class _Drawn:
         """Return the tree of what is above or below the node that was asked about; each node's branches stand once."""
         from rich.tree import Tree  # noqa: PLC0415 - 0.1 s
 
-        near, far = ("target", "source") if is_up else ("source", "target")
-        around: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for edge in self._edges:
-            around.setdefault(edge[near], {}).setdefault(edge[far], []).append(edge)
+        around = self._around(is_up=is_up)
         level = {self._start: 0}
         queue = [self._start]
         for node in queue:
@@ -120,6 +119,34 @@ class _Drawn:
                 if first:
                     branches[other] = branch
         return root
+
+    def whole(self) -> "list[Tree]":
+        """Return a tree for each decision, in their order, as far as the next ones; so no tree is deep, however long the run.
+
+        What follows from nothing that is told here, the request above all, has a tree as well.
+        """
+        from rich.tree import Tree  # noqa: PLC0415
+
+        around, led_to = self._around(is_up=False), self._around(is_up=True)
+        own = f"decision/{self._run}/"
+        starts = [node for node in self._nodes if node not in led_to or (node in around and node.startswith(own))]
+        starts.sort(key=lambda node: node.startswith(own))
+        trees = [Tree(f"{self._name(node)}{' [dim]leads to[/]' * (node in around)}", guide_style="dim") for node in starts]
+        queue = list(zip(starts, trees, strict=True))
+        for node, tree in queue:
+            for other, edges in around.get(node, {}).items():
+                branch = tree.add(f"{self._name(other)}{_uses(edges)}")
+                if not other.startswith(own):
+                    queue.append((other, branch))
+        return trees
+
+    def _around(self, *, is_up: bool) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Return for each node those above it, or below it, with the edges between them."""
+        near, far = ("target", "source") if is_up else ("source", "target")
+        around: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for edge in self._edges:
+            around.setdefault(edge[near], {}).setdefault(edge[far], []).append(edge)
+        return around
 
     def _name(self, node: str) -> str:
         from rich.markup import escape  # noqa: PLC0415

@@ -17,13 +17,13 @@ from streams.registry import publish
 from streams.settings import Settings
 from streams.testing.histories import Recorded, read
 
-HISTORY = Path(__file__).parents[1] / "histories" / "market_analysis-1.json"
+HISTORIES = Path(__file__).parents[1] / "histories"
 
 
-@pytest.fixture
-def recorded(few: Settings) -> tuple[Settings, Recorded]:
-    """Put a recorded market analysis into Kafka; return settings with a port of their own, and the history."""
-    found = read(HISTORY)
+@pytest.fixture(params=["market_analysis-1"])
+def recorded(few: Settings, request: pytest.FixtureRequest) -> tuple[Settings, Recorded]:
+    """Put a recorded history into Kafka; return settings with a port of their own, and the history."""
+    found = read(HISTORIES / f"{request.param}.json")
     assert found.spec is not None
     publish(few, [found.spec])
     partition = topics.partition_for(found.run_id.encode(), few.partitions)
@@ -72,3 +72,19 @@ def test_lineage_and_a_picture_are_answered(
         assert target.read_text("utf-8") == picture.text
         assert called("picture", "ffffffff").exit_code == 2
     assert called("picture", run).exit_code == 4
+
+
+@pytest.mark.parametrize("recorded", ["people"], indirect=True)
+def test_all_of_a_run_is_shown_from_its_request_on(recorded: tuple[Settings, Recorded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given a run that people spoke to, when control is asked for alone, then each decision stands there with what led to it."""
+    settings, history = recorded
+    monkeypatch.setenv("FOLDFLOW_API_PORT", str(settings.api_port))
+    arguments = ("lineage", history.run_id, "--control")
+    with served(settings):
+        done = CliRunner().invoke(command_line(arguments), arguments, env={"COLUMNS": "150"})
+    lines = done.output.splitlines()
+    assert (done.exit_code, lines[0].startswith("request "), "StartRun" in lines[1]) == (0, True, True), done.output
+    for seq in range(1, len(history.values) + 1):
+        assert [line for line in lines if f"decision {seq} " in line], f"decision {seq} is missing:\n{done.output}"
+    assert [line for line in lines if line.startswith("├── decision 4 SignalReceived") and line.endswith("SignalAwaited")]
+    assert [line for line in lines if line.startswith("decision 2 SignalReceived")], "it comes from outside"

@@ -9,7 +9,17 @@ import pytest
 from projection_histories import PARTITIONS, TOPIC_IDS, Logs, Run  # type: ignore[import-not-found]
 
 from events import codec
-from events.commands import ApprovalAnswered, ChangeOutput, Origin, Parent, SignalReceived, StartRun, WorkflowRegistered
+from events.commands import (
+    ApprovalAnswered,
+    ChangeOutput,
+    Origin,
+    Parent,
+    PauseRun,
+    ResumeRun,
+    SignalReceived,
+    StartRun,
+    WorkflowRegistered,
+)
 from events.decisions import ChildRunRequested
 from events.failure import Failure, FailureKind
 from events.ids import chain_hash, effect_id
@@ -278,3 +288,56 @@ def test_people_files_and_payloads_are_sources_too(told: Told) -> None:
     other = told.run("x", {"a": {"tool": {"name": "t"}}})
     told.take(other, ChangeOutput("a", '"mine"', "bob", "slow"))
     assert (f"decision/{other}/2", f"step/{other}/a", "feeds", "output", "output") in edges(told.ask(other), "-")
+
+
+def test_what_ends_a_wait_follows_from_what_began_it(told: Told) -> None:
+    """Given waits for signals, for an answer and for a child run, then each end follows from the decision that asked for it.
+
+    A signal that comes before its step follows from no decision, and leads to the one that took it; nor do other commands.
+    """
+    wait = {"wait_for": {"signal": "word"}}
+    run = told.run(
+        "w",
+        {
+            "a": wait,
+            "b": {"needs": ["a"], "wait_for": {"signal": "early"}},
+            "ok": {"needs": ["b"], "approval": {"message": "?"}},
+            "c": {"needs": ["ok"], **wait},
+            "sub": {"needs": ["c"], "run": {"workflow": "child", "input": {}}},
+        },
+    )
+    told.take(
+        run,
+        SignalReceived("1", "early", None, "1", "post"),
+        SignalReceived("2", "word", None, "2", "post"),
+        PauseRun("ann", "lunch"),
+        ApprovalAnswered("ok", True, "ann", "", None),
+        ResumeRun("ann", False),
+        SignalReceived("3", "word", None, "3", "post"),
+    )
+    call = told.runs[run].state.steps["sub"].awaits
+    child = run_id_of(call)
+    told.take(run, ChildRunCompleted(call, "sub", child, "1"))
+    found = told.ask(run, about="control")
+    ways = {(each.source.replace(f"/{run}", ""), each.target.replace(f"/{run}", ""), each.into) for each in found.edges}
+    assert {way for way in ways if way[0].startswith("decision/") and not way[1].startswith("step/")} == {
+        ("decision/1", "decision/3", "SignalAwaited"),
+        ("decision/2", "decision/3", "SignalTaken"),
+        ("decision/3", "decision/5", "ApprovalRequested"),
+        ("decision/6", "decision/7", "SignalAwaited"),
+        ("decision/7", f"decision/{child}/1", "ChildRunRequested"),
+        ("decision/7", f"run/{child}", "ChildRunRequested"),
+        ("decision/8", "run", "ends"),
+    }
+    assert (f"run/{child}", "decision/8", "ChildRunCompleted") in ways
+    begun = {each for each in found.nodes if each.startswith("decision/")} - {each.target for each in found.edges}
+    assert begun == {f"decision/{run}/{seq}" for seq in (2, 4, 6)}, "these come from outside"
+
+
+def test_a_child_run_begins_with_its_parent_s_step(told: Told) -> None:
+    """Given a child run, then its first decision follows from its parent's step, also when only the child is asked about."""
+    parent = run_id_of("p")
+    child = told.run("c", {"a": {"tool": {"name": "t"}}}, parent=Parent(parent, "sub", "c" * 32))
+    found = told.ask(child, about="control")
+    ways = [(each.source, each.into) for each in found.edges if each.target == f"decision/{child}/1"]
+    assert ways == [(f"step/{parent}/sub", "ChildRunRequested")]
