@@ -14,7 +14,7 @@ from projections.lineage_data import DataOfRun, status_of
 from projections.lineage_graph import GATES, Edge, Graph, node_id, run_of
 from projections.table import Connection, rows
 from streams.workflow.plan import FINALLY, Place
-from streams.workflow.state import owner_path
+from streams.workflow.state import owner_path, undone
 
 Style = Literal["data", "condition", "order"]
 Tone = Literal["plain", "quiet", "bad", "code"]
@@ -298,28 +298,44 @@ def _use(edge: Edge) -> str:
 
 
 def _order(data: DataOfRun, known: set[str], arrows: list[Arrow]) -> Iterator[Arrow]:
-    """Yield arrows that say only what comes before what, for cards that use nothing, or that nothing uses."""
-    fed, used = {arrow.target for arrow in arrows}, {arrow.source for arrow in arrows}
+    """Yield arrows that say only what comes before what: for cards that use no step's result, or whose result nothing uses."""
+    told, fed = {(arrow.source, arrow.target) for arrow in arrows}, {arrow.target for arrow in arrows}
+    used, fed_by_steps = {arrow.source for arrow in arrows}, {target for source, target in told if source.startswith("step/")}
     plan = data.known.plan if data.known is not None else None
     places = {row["path"]: plan.place(row["path"].replace("[]", "[0]")) if plan is not None else None for row in data.steps}
-    key = {path: node_id("step", data.run_id, path) for path in places}
-    last = [key[path] for path in places if key[path] in known and owner_path(path) is None and path != FINALLY]
-    last = [each for each in last if each not in used]
+    key = {path: each for path in places if (each := node_id("step", data.run_id, path)) in known}
     question, result = node_id("input", data.run_id), node_id("output", data.run_id)
-    cleaned_up = any(path.startswith(f"{FINALLY}.") for path in places)
-    for path, place in places.items():
-        if key[path] not in known:
-            continue
-        holds = any(each.startswith((f"{path}.", f"{path}[")) and key[each] in known for each in places)
-        if key[path] not in fed and not holds:
-            before = _before(data, place, known) if place is not None else []
-            cleans_up = path.startswith(f"{FINALLY}.")
-            for each in before or (last if cleans_up else []) or [question]:
+    before: dict[str, list[str]] = {}
+    for path, each in key.items():
+        place, holds = places[path], any(inner.startswith((f"{path}.", f"{path}[")) for inner in key)
+        if each not in fed_by_steps and not holds and undone(path) is None:
+            before[path] = _before(data, place, known) if place is not None else []
+            used.update(before[path])
+
+    def ends(*, undo: bool) -> list[str]:
+        own = [path for path in key if owner_path(path) is None and path != FINALLY and (undo or undone(path) is None)]
+        return [key[path] for path in own if key[path] not in used]
+
+    # When all else has ended, one step is undone after the other, and then comes what cleans up.
+    previous = ends(undo=False)
+    for path, each in key.items():
+        if (step := undone(path)) is not None:
+            before[path] = [*previous, _shown(node_id("step", data.run_id, step), known)]
+            previous = [each]
+            used.update(before[path])
+    last = ends(undo=True)
+    for path, given in before.items():
+        cards = given or (last if path.startswith(f"{FINALLY}.") else []) or ([question] if key[path] not in fed else [])
+        for each in dict.fromkeys(cards):
+            if each in known and (each, key[path]) not in told:
                 yield Arrow(each, key[path], "order")
-        if key[path] not in used and not (cleaned_up and key[path] in last):
+    if any(path.startswith(f"{FINALLY}.") for path in places):
+        used.update(last)
+    for path, each in key.items():
+        if each not in used:
             owner = owner_path(path)
             around = _shown(node_id("step", data.run_id, owner), known) if owner is not None else result
-            yield Arrow(key[path], around if around in known else result, "order")
+            yield Arrow(each, around if around in known else result, "order")
     if result not in fed and not places:
         yield Arrow(question, result, "order")
 

@@ -18,10 +18,13 @@ from events.topics import partition_for
 from projections import runs
 from projections.ledger import Record
 from projections.picture import picture
-from projections.picture_cards import MOST_CARDS
+from projections.picture_cards import MOST_CARDS, story
 from projections.picture_layout import GAP, layered
 from projections.views import Batch, Views
+from streams.testing import Failure
+from streams.testing import given as run_of
 from streams.testing.histories import read
+from streams.workflow.definition import parse
 from streams.workflow.spec import WorkflowSpec
 
 HISTORIES = Path(__file__).parents[1] / "histories"
@@ -44,9 +47,9 @@ def viewed(folder: Path, records: list[Record], *specs: WorkflowSpec) -> Iterato
 
 
 @contextmanager
-def recorded(folder: Path, name: str) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def recorded(folder: Path, name: str, histories: Path = HISTORIES) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """Give a connection to views of a recorded history, and its run's row."""
-    found = read(HISTORIES / f"{name}.json")
+    found = read(histories / f"{name}.json")
     assert found.spec is not None
     partition = partition_for(found.run_id.encode(), PARTITIONS)
     records = [Record(partition, number, value) for number, value in enumerate(found.values)]
@@ -105,6 +108,60 @@ def test_runs_of_every_kind_of_step_under_way_have_pictures(tmp_path: Path) -> N
                 run = runs.one(db, row["run_id"])
                 assert run is not None
                 assert "What was asked" in texts(picture(db, run))
+
+
+FAILED = """
+name: trip
+compensations:
+  leave: {tool: {name: leave, arguments: {id: "=output"}}}
+  refund: {tool: {name: refund}}
+steps:
+  room: {tool: {name: room, arguments: {for: "=input.who"}}, compensation: leave}
+  pay: {needs: [room], tool: {name: pay, arguments: {by: "=input.who"}}, compensation: refund}
+  boom: {needs: [pay], tool: {name: boom, arguments: {for: "=input.who"}}}
+"""
+TIDY = """
+finally:
+  tidy: {tool: {name: tidy}}
+"""
+
+
+@pytest.mark.parametrize("more", ["", TIDY])
+def test_a_failed_run_s_picture_says_what_came_before_what(tmp_path: Path, more: str) -> None:
+    """Given steps that use only the question, and that were undone, then lines say which of them came before which.
+
+    What was undone comes after what failed, latest first, then what cleans up; only the last of all leads to the result.
+    """
+    flow = parse((FAILED + more).encode(), "trip.yaml")
+    tools = {"room": 7, "pay": 1, "boom": Failure("tool_terminal", "no"), "leave": 1, "refund": 1, "tidy": 1}
+    played = run_of(flow, input={"who": "ann"}, tools=tools).then_undone(["pay", "room"])
+    played.save(tmp_path / "trip.json")
+    with recorded(tmp_path, "trip", tmp_path) as (db, run):
+        told = story(db, run)
+    short = {"input": "asked", "output": "result"}
+    lines = {
+        (short.get(source[0], source[-1]), short.get(target[0], target[-1]), arrow.style)
+        for arrow in told.arrows
+        for source, target in [(arrow.source.split("/"), arrow.target.split("/"))]
+    }
+    assert lines == {
+        *[("asked", each, "data") for each in ("room", "pay", "boom")],
+        ("room", "pay", "order"),
+        ("pay", "boom", "order"),
+        ("boom", "undo(pay)", "order"),
+        ("pay", "undo(pay)", "order"),
+        ("undo(pay)", "undo(room)", "order"),
+        ("room", "undo(room)", "data"),
+        *(
+            [
+                ("undo(room)", "finally.tidy", "order"),
+                ("finally.tidy", "finally", "data"),
+                ("finally", "result", "order"),
+            ]
+            if more
+            else [("undo(room)", "result", "order")]
+        ),
+    }
 
 
 def test_what_stands_in_a_run_is_only_text_in_its_picture(tmp_path: Path) -> None:
