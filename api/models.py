@@ -1,7 +1,8 @@
 """What the API answers. Times are UTC, payloads JSON values, money US dollars."""
 
+import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -19,11 +20,22 @@ def _payload(value: Any) -> Any:
     return payload(value) if isinstance(value, str) else value
 
 
+def withheld(text: Any) -> Any:
+    """Return what the caller is told of a text that only auditors see; where there is none, everybody is told so."""
+    return WITHHELD_TEXT if text and not payloads_shown.get() else text
+
+
 WITHHELD = {"withheld": "only tokens of the role auditor see this"}
 """What others see in a payload's place."""
+WITHHELD_TEXT = "withheld: only tokens of the role auditor see this"
+"""What others see in the place of a text that may quote payloads."""
+_AUDITORS: Final = f"Only auditors see it; others `{WITHHELD_TEXT}`."
 Time = Annotated[datetime, BeforeValidator(_utc)]
-Payload = Annotated[Any, BeforeValidator(_payload)]
+Payload = Annotated[Any, BeforeValidator(_payload), Field(description=f"Only auditors see it; others `{json.dumps(WITHHELD)}`.")]
 """JSON that a workflow works with; only auditors see it."""
+Text = Annotated[str, BeforeValidator(withheld), Field(description=_AUDITORS)]
+MaybeText = Annotated[str | None, BeforeValidator(withheld), Field(description=_AUDITORS)]
+"""Text that is made of payloads, or may quote them; only auditors see it."""
 Readable = Annotated[str | None, BeforeValidator(lambda value: readable(value) if isinstance(value, bytes) else value)]
 
 
@@ -69,7 +81,7 @@ class RunSummary(Answer):
     labels: dict[str, str] | None
     outcome: Literal["completed", "failed", "cancelled"] | None = Field(description="How a run that is closing will end.")
     failure_kind: str | None
-    failure_message: str | None
+    failure_message: MaybeText
     failure_step: str | None
     cancelled_by: str | None
     not_undone: list[str] = Field(description="Steps that were done and are not undone: that failed, or was not to be done.")
@@ -121,14 +133,14 @@ class Step(Answer):
     child_run_id: str | None = None
     detached: bool = False
     signal: str | None = None
-    correlation: str | None = None
+    correlation: MaybeText = None
     started: Time | None = None
     due: Time | None = Field(None, description="When its attempt runs out of time or starts, or its wait is over.")
     ended: Time | None = None
     output: Payload = None
     source: str | None = Field(None, description="The step whose output is this one's.")
     failure_kind: str | None = None
-    failure_message: str | None = None
+    failure_message: MaybeText = None
     tolerated: bool = False
     reason: str | None = Field(None, description="Why it was skipped, is held or was cancelled.")
     copied: bool = Field(False, description="It has the result that it had in the run that this one was forked from.")
@@ -159,15 +171,15 @@ class Approval(Answer):
     status: Literal["waiting", "approved", "rejected", "expired", "replaced", "cancelled"] = Field(
         description="`expired`: nobody answered in time; `replaced`: somebody set the step's output instead."
     )
-    message: str = Field(examples=["Send this mail to 3 customers?"])
-    value: Payload = Field(description="What is to be approved.")
+    message: Text = Field(examples=["Send this mail to 3 customers?"])
+    value: Payload = Field(description="What is to be approved; only auditors see it.")
     may_answer: list[str] = Field(description="Who may answer; empty: anybody.", examples=[["ann", "bob"]])
     editable: bool = Field(description="Whether they may change the value.")
     requested: Time
     due: Time | None
     answered: Time | None
     answered_by: str | None = Field(description='"" when its time was over and the workflow says what then.')
-    reason: str | None
+    reason: MaybeText
     edited: bool
     answer: Payload = None
 
@@ -198,7 +210,7 @@ class Signal(Answer):
     seq: int
     signal_id: str
     name: str = Field(examples=["payment"])
-    correlation: str | None
+    correlation: MaybeText
     payload: Payload
     sent_by: str
     received: Time
@@ -222,10 +234,10 @@ class Wait(Answer):
     step: str
     since: Time | None
     due: Time | None
-    message: str | None = None
+    message: MaybeText = None
     may_answer: list[str] = []
     signal: str | None = None
-    correlation: str | None = None
+    correlation: MaybeText = None
 
 
 class Call(Answer):
@@ -253,7 +265,7 @@ class Call(Answer):
     latency_ms: int | None
     finish_reason: str | None
     failure_kind: str | None
-    failure_message: str | None
+    failure_message: MaybeText
 
 
 class Run(RunSummary):
@@ -324,7 +336,7 @@ class DeadLetterSummary(Answer):
     offset: int
     received: Time
     reason: str
-    detail: str
+    detail: Text
     request_id: str | None
     run_id: str | None
     size: int | None

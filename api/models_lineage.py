@@ -1,10 +1,10 @@
 """What the API answers about lineage."""
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from api.models import Answer, Time
+from api.models import Answer, Time, withheld
 
 _RUN: Final = "8f6a3a7e-6d0b-5f0e-9c56-0a5a3c1b7d42"
 _NODE: Final[dict[str, Any]] = {
@@ -32,6 +32,11 @@ _LINEAGE: Final[dict[str, Any]] = {
     "edges": [_EDGE],
 }
 
+
+def _detail(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: withheld(each) if name == "failure_message" else each for name, each in value.items()}
+
+
 NodeKind = Literal["request", "run", "input", "output", "step", "call", "decision", "file", "payload"]
 
 
@@ -47,7 +52,9 @@ class LineageNode(Answer):
     status: str | None
     started: Time | None
     ended: Time | None
-    detail: dict[str, Any] = Field(description="What else is known. `times`: it stands for so many items or iterations.")
+    detail: Annotated[dict[str, Any], BeforeValidator(_detail)] = Field(
+        description="What else is known. `times`: it stands for so many items or iterations; only auditors see `failure_message`."
+    )
 
 
 class LineageEdge(Answer):

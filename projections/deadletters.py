@@ -165,13 +165,14 @@ def newest(
     reason: str | None = None,
     status: str | None = None,
     text: str | None = None,
+    in_detail: bool = True,
     period: tuple[int | None, int | None] = (None, None),
     after: After | None = None,
 ) -> list[dict[str, Any]]:
     """Return dead letters without their bytes, newest first, behind `after`. `status`: open, redriven or discarded.
 
-    `text`: contained in its run's or request's id or its detail, upper or lower case; `period`: received from … to before …,
-    in milliseconds.
+    `text`: contained in its run's or request's id or (`in_detail`) its detail, upper or lower case; `period`: received from … to
+    before …, in milliseconds.
     """
     conditions, parameters = ["true"], list[Any]()
     if reason is not None:
@@ -181,7 +182,8 @@ def newest(
         conditions.append("coalesce(s.action, 'open') = ?")
         parameters.append(status)
     if text is not None:
-        conditions.append("contains(lower(concat_ws(chr(10), l.run_id, l.request_id, l.detail)), lower(?))")
+        searched = "l.run_id, l.request_id" + ", l.detail" * in_detail
+        conditions.append(f"contains(lower(concat_ws(chr(10), {searched})), lower(?))")
         parameters.append(text)
     for moment, comparison in zip(period, (">=", "<"), strict=True):
         if moment is not None:

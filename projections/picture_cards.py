@@ -197,7 +197,7 @@ class _Teller:
             yield Text(
                 f"{_ANSWERS[asked['status']]} {who if named else ''}".strip() + (" (with changes)" if asked["edited"] else "")
             )
-            if asked["reason"] and asked["reason"] != "deadline":
+            if self._payloads and asked["reason"] and asked["reason"] != "deadline":
                 yield Text(f"“{asked['reason']}”", "quiet")
         counts = row["statuses"] if row["times"] > 1 else row["items"]
         if len(counts) > 1 or row["times"] > 1:
@@ -208,7 +208,7 @@ class _Teller:
         if row["changed"]:
             yield Text("its output was set by a person")
         if row["failure_kind"] and status not in ("completed", "skipped"):
-            yield Text(f"{row['failure_kind'].replace('_', ' ')}: {row['failure_message'] or ''}"[:_LONG], "bad")
+            yield Text(self._why(row["failure_kind"].replace("_", " "), row), "bad")
         if row["attempt"] and row["attempt"] > 1:
             yield Text(f"{row['attempt']} attempts", "quiet")
         tokens = (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
@@ -243,10 +243,14 @@ class _Teller:
             waits = ", ".join(f"{count} for {_waited(kind)}" for kind, count in run["waiting"].items())
             card.texts.append(Text(f"not there yet: the run is {run['status']}" + (f"; waits: {waits}" if waits else "")))
         else:
-            where = f"step {run['failure_step']}: " if run["failure_step"] else ""
+            where = f": step {run['failure_step']}" if run["failure_step"] else ""
             by = f" by {run['cancelled_by']}" if run["cancelled_by"] else ""
-            card.texts.append(Text(f"{run['status']}{by}: {where}{run['failure_message'] or ''}"[:_LONG], "bad"))
+            card.texts.append(Text(self._why(f"{run['status']}{by}{where}", run), "bad"))
         return card
+
+    def _why(self, what: str, row: Mapping[str, Any]) -> str:
+        """Say what went wrong, and what the failure says: that may quote values."""
+        return f"{what}: {row['failure_message'] or ''}"[:_LONG] if self._payloads else what
 
 
 def _waited(kind: str) -> str:

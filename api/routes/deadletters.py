@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from api import models
-from api.access import AuditorsOnly
+from api.access import AuditorsOnly, payloads_shown
 from api.problems import ProblemError
 from api.times import Since, Until, ms_of
 from api.views import MOST, TheView, cursor, from_cursor
@@ -20,7 +20,9 @@ def list_deadletters(
     view: TheView,
     reason: Annotated[str | None, Query(description="Only those with this reason.")] = None,
     status: Annotated[models.LetterStatus | None, Query(description="Only those that stand like that.")] = None,
-    text: Annotated[str | None, Query(description="Only those whose run's or request's id, or detail, contains this.")] = None,
+    text: Annotated[
+        str | None, Query(description="Only those whose run's or request's id contains this, or for auditors their detail.")
+    ] = None,
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most entries of a page.")] = 50,
@@ -30,7 +32,16 @@ def list_deadletters(
     after = from_cursor(cursor_, int, str, int, int) if cursor_ else None
     place = (after[0], after[1], after[2], after[3]) if after else None
     period = ms_of(since), ms_of(until)
-    found = deadletters.newest(view.db, limit + 1, reason=reason, status=status, text=text, period=period, after=place)
+    found = deadletters.newest(
+        view.db,
+        limit + 1,
+        reason=reason,
+        status=status,
+        text=text,
+        in_detail=payloads_shown.get(),  # a search would tell what is withheld
+        period=period,
+        after=place,
+    )
     page = [models.DeadLetterSummary(**row) for row in found[:limit]]
     more = None
     if found[limit:]:
