@@ -6,6 +6,7 @@ What was done about them is a table of its own (`settlements`): the last one say
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from events import ids
 from events.decisions import DeadLetter, DeadLetterSettled
 from projections.table import Connection, Table, rows
 
@@ -219,3 +220,11 @@ def about(db: Connection, request_id: str, run_id: str) -> list[dict[str, Any]]:
     """Return the dead letters of a request or of its run, without their bytes, oldest first."""
     where = 'WHERE l.request_id = ? OR l.run_id = ? ORDER BY l.received, l.topic, l."partition", l."offset"'
     return rows(db, f"SELECT {_LISTED} FROM {_LETTERS} {where}", [request_id, run_id])  # noqa: S608 - our own names
+
+
+def request_of(db: Connection, name: str) -> str | None:
+    """Return the id of a request with dead letters, which is `name`, or whose run would have `name` as its id."""
+    query = "SELECT DISTINCT request_id FROM deadletters WHERE request_id = $name OR run_id = $name ORDER BY request_id <> $name"
+    found = [row["request_id"] for row in rows(db, query, {"name": name}) if row["request_id"]]
+    # A letter says of both what was in its message: only those that belong together count.
+    return next((each for each in found if name in {each, ids.run_id(each)}), None)

@@ -2,6 +2,7 @@
 
 from datetime import UTC
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query
 
@@ -164,9 +165,16 @@ def show_decision(view: TheViewBesideTheLog, projector: TheProjector, run_id: Ru
 
 @router.get("/requests/{request_id:path}")
 def show_request(
-    view: TheView, request_id: Annotated[str, Path(description="The request's id, as it was sent.", examples=["order-17"])]
+    view: TheView,
+    request_id: Annotated[
+        str,
+        Path(
+            description="The request's id, as it was sent; of one that was refused, its run's id will do.", examples=["order-17"]
+        ),
+    ],
 ) -> models.Request:
     """Say what became of a request: its run, or why it was refused."""
+    request_id = deadletters.request_of(view.db, request_id) or request_id
     run_id = ids.run_id(request_id)
     row = runs.one(view.db, run_id)
     letters = [models.DeadLetterSummary(**each) for each in deadletters.about(view.db, request_id, run_id)]
@@ -196,11 +204,20 @@ def resolve(view: View, prefix: str) -> Extent:
     if len(found) == 1:
         return found[0]
     if not found:
-        hint = f"GET /runs lists all runs. A request's run, or why there is none: GET /requests/{{request_id}}.{view.catching_up}"
-        detail = f"no run's id starts with {prefix}, and no request of that id has one"
-        raise ProblemError(404, "unknown-run", "There is no such run", detail, hint)
+        raise _unknown(view, prefix)
     more = " and more" if len(found) > _SHOWN else ""
     names = [each.run for each in found[:_SHOWN]]
     hint = "Give more digits of the id."
     detail = f"{prefix}: {', '.join(names)}{more}"
     raise ProblemError(409, "ambiguous-run", "Several runs start with this", detail, hint, runs=names)
+
+
+def _unknown(view: View, name: str) -> ProblemError:
+    title = "There is no such run"
+    if request_id := deadletters.request_of(view.db, name):
+        detail = f"request {request_id} has none: see its dead letters"
+        hint = f"GET /requests/{quote(request_id, safe='')} says why.{view.catching_up}"
+        return ProblemError(404, "unknown-run", title, detail, hint, request_id=request_id)
+    detail = f"no run's id starts with {name}, and no request of that id has one"
+    hint = f"GET /runs lists all runs. A request's run, or why there is none: GET /requests/{{request_id}}.{view.catching_up}"
+    return ProblemError(404, "unknown-run", title, detail, hint)

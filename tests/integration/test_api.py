@@ -187,6 +187,12 @@ def test_refused_requests_and_dead_letters(own: Settings) -> None:
     with served(own) as client:
         answer = client.get("/requests/r/1%20x").json()
         assert (answer["status"], answer["run"], answer["deadletters"][0]["reason"]) == ("refused", None, "invalid_input")
+        run_id = ids.run_id("r/1 x")
+        assert client.get(f"/requests/{run_id}").json() == answer  # who was told the run's id finds it too
+        unknown = client.get(f"/runs/{run_id}")
+        assert (unknown.status_code, unknown.json()["request_id"]) == (404, "r/1 x")
+        assert "GET /requests/r%2F1%20x" in unknown.json()["hint"]
+        assert client.get(f"/requests/{ids.run_id('other')}").status_code == 404
         assert len(client.get("/deadletters").json()["deadletters"]) == 1
         assert client.get("/deadletters", params={"reason": "other"}).json()["deadletters"] == []
         whole = client.get("/deadletters/requests/2/5").json()
