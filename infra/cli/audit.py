@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 
-from infra.cli.runs import NOT_FOUND, UNREACHABLE, authorization
+from infra.cli.runs import UNREACHABLE, authorization, refuse
 from infra.cli.terminal import fail, say
 from streams.settings import Settings
 
@@ -47,12 +47,7 @@ def audit(
     """
     response = _answer(f"/runs/{quote(run, safe='')}/audit{'' if as_json else '.html'}")
     if not response.is_success:
-        try:
-            problem = response.json()
-        except ValueError:
-            fail(f"{response.url} answers, but not as Foldflow's API: is FOLDFLOW_API_PORT right?", UNREACHABLE)
-        code = UNREACHABLE if response.is_server_error else NOT_FOUND
-        fail(f"{problem.get('title')}: {problem.get('detail')}\n{problem.get('hint')}", code)
+        refuse(response)
     text = json.dumps(response.json(), indent=2, ensure_ascii=False) + "\n" if as_json else response.text
     verdict = response.headers.get("Foldflow-Integrity", "")
     if output is None:

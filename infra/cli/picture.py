@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import typer
 
-from infra.cli.runs import NOT_FOUND, UNREACHABLE, get
+from infra.cli.runs import get, refuse
 from infra.cli.terminal import fail, say
 
 UNWRITABLE = 2
@@ -36,12 +36,7 @@ def picture(
     """
     response = get(f"/runs/{quote(run, safe='')}/lineage.svg")
     if not response.is_success:
-        try:
-            problem = response.json()
-        except ValueError:
-            fail(f"{response.url} answers, but not as Foldflow's API: is FOLDFLOW_API_PORT right?", UNREACHABLE)
-        code = UNREACHABLE if response.is_server_error else NOT_FOUND
-        fail(f"{problem.get('title')}: {problem.get('detail')}\n{problem.get('hint')}", code)
+        refuse(response)
     if output is None:
         print(response.text)
         return

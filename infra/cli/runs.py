@@ -1,7 +1,8 @@
 """`foldflow runs` and `foldflow show`: ask the read API."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from urllib.parse import quote
 
 import typer
@@ -161,6 +162,22 @@ def authorization(settings: Settings) -> dict[str, str]:
 def ask(path: str, parameters: dict[str, Any] | None = None, *, missing_ok: bool = False) -> dict[str, Any]:
     """Return the API's answer; with `missing_ok` also a problem that says that there is none."""
     response = get(path, parameters)
+    if not response.is_success:
+        if missing_ok and response.status_code in _NOT_FOUND_STATUS:
+            return _said(response)
+        refuse(response)
+    return _said(response)
+
+
+def refuse(response: "httpx.Response") -> NoReturn:
+    """Say which problem the API answers with, and what to do, and end with an exit code."""
+    problem = _said(response)
+    code = UNREACHABLE if response.is_server_error else NOT_FOUND
+    fail(f"{problem.get('title')}: {problem.get('detail')}\n{problem.get('hint')}", code)
+
+
+def _said(response: "httpx.Response") -> dict[str, Any]:
+    """Return what the API answers; where a problem's hint speaks of HTTP, which commands do that."""
     try:
         answer: dict[str, Any] = response.json()
     except ValueError:
@@ -168,10 +185,15 @@ def ask(path: str, parameters: dict[str, Any] | None = None, *, missing_ok: bool
             f"{response.url} answers, but not as Foldflow's API: is FOLDFLOW_API_PORT right? (HTTP {response.status_code})",
             UNREACHABLE,
         )
-    if response.is_success or (missing_ok and response.status_code in _NOT_FOUND_STATUS):
-        return answer
-    code = UNREACHABLE if response.is_server_error else NOT_FOUND
-    return fail(f"{answer.get('title')}: {answer.get('detail')}\n{answer.get('hint')}", code)
+    if answer.get("type") == "urn:foldflow:unknown-run":
+        request = answer.get("request_id")
+        lag = int(response.headers.get("Foldflow-Lag", 0))
+        answer["hint"] = (
+            f"`foldflow show {shlex.quote(request)}` says why."
+            if request
+            else "`foldflow runs` lists all runs; `foldflow show REQUEST` says why a request has none."
+        ) + (f" The API is {lag:,} records behind Kafka: it may just not be there yet." if lag else "")
+    return answer
 
 
 def get(path: str, parameters: dict[str, Any] | None = None) -> "httpx.Response":

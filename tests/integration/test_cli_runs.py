@@ -148,6 +148,10 @@ def test_a_refused_request_says_why(cli: Cli, arguments: tuple[str, ...], reason
             break
         shown = cli("show", request)
     assert (shown.returncode, reason in shown.stdout) == (1, True)
+    by_run = cli("show", run_id(request))  # the id that `run` has printed
+    assert (by_run.returncode, by_run.stdout) == (1, shown.stdout)
+    other = cli("cost", run_id(request))
+    assert (other.returncode, f"foldflow show '{request}'" in other.stderr) == (2, True), other.stderr
 
 
 def test_a_run_that_takes_longer_goes_on(cli: Cli) -> None:
@@ -173,7 +177,11 @@ def test_what_is_not_there_is_said_with_what_to_do(cli: Cli) -> None:
     assert (no_kafka.returncode, "foldflow up" in no_kafka.stderr) == (4, True)
     no_api = cli("runs", FOLDFLOW_API_PORT="9")
     assert (no_api.returncode, "foldflow up" in no_api.stderr) == (4, True)
-    assert cli("show", "nothing").returncode == 2
+    for command in ("show", "cost", "lineage", "picture", "audit"):
+        unknown = cli(command, "nothing")
+        assert (unknown.returncode, "foldflow runs" in unknown.stderr, "GET " in unknown.stderr) == (2, True, False), (
+            unknown.stderr
+        )
     typo = cli("tail", "decision")
     assert (typo.returncode, "did you mean decisions" in typo.stderr) == (2, True)
 
