@@ -1,17 +1,16 @@
 """`foldflow api`: the read API in the foreground."""
 
-import signal
 import threading
 from typing import Annotated
 
 import typer
 
+from infra.cli.listening import NOT_STARTED, serve
 from infra.cli.terminal import fail
 from streams import memory
 from streams.settings import Settings
 
 _POLL_S = 0.02
-_NOT_STARTED = 1
 
 
 def api(
@@ -50,7 +49,7 @@ def api(
     try:
         tokens = configured(settings, settings.api_host)
     except TokensError as error:
-        fail(str(error), _NOT_STARTED)
+        fail(str(error), NOT_STARTED)
     ended = threading.Event()
 
     def stop() -> None:
@@ -63,16 +62,13 @@ def api(
     )
     announcer = threading.Thread(target=_announce, args=(settings, server, projector.caught_up, ended), daemon=True)
     announcer.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Uvicorn stops in order, and then raises the signal once more: being told to stop is no failure.
-        signal.signal(number, lambda _number, _frame: None)
     try:
-        server.run()
+        serve(server, "FOLDFLOW_API_PORT")
     finally:
         ended.set()
         announcer.join()
     if projector.failure is not None or not server.started:
-        raise typer.Exit(_NOT_STARTED)
+        raise typer.Exit(NOT_STARTED)
 
 
 def _announce(settings: Settings, server: "uvicorn.Server", caught_up: threading.Event, ended: threading.Event) -> None:  # type: ignore[name-defined] # noqa: F821

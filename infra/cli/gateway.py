@@ -1,15 +1,14 @@
 """`foldflow gateway`: takes requests and signals over HTTP, in the foreground."""
 
-import signal
 import threading
 
 import typer
 
+from infra.cli.listening import NOT_STARTED, serve
 from infra.cli.terminal import fail
 from streams.settings import Settings
 
 _POLL_S = 0.02
-_NOT_STARTED = 1
 
 
 def gateway() -> None:
@@ -39,7 +38,7 @@ def gateway() -> None:
     try:
         tokens = configured(settings, settings.api_host)
     except TokensError as error:
-        fail(str(error), _NOT_STARTED)
+        fail(str(error), NOT_STARTED)
     app = create(settings, tokens)
     server = uvicorn.Server(
         uvicorn.Config(app, settings.api_host, settings.gateway_port, log_level=settings.log_level, access_log=False)
@@ -55,13 +54,10 @@ def gateway() -> None:
 
     announcer = threading.Thread(target=announce, daemon=True)
     announcer.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Uvicorn stops in order, and then raises the signal once more: being told to stop is no failure.
-        signal.signal(number, lambda _number, _frame: None)
     try:
-        server.run()
+        serve(server, "FOLDFLOW_GATEWAY_PORT")
     finally:
         ended.set()
         announcer.join()
     if not server.started:
-        raise typer.Exit(_NOT_STARTED)
+        raise typer.Exit(NOT_STARTED)
