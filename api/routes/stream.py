@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Final, cast
 
 import anyio
 from fastapi import APIRouter, Depends, Header, Query, WebSocket, WebSocketDisconnect
@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import HTTPConnection
 
 from api import models
+from api.examples import EXAMPLES
 from api.labels import Labels, pairs
 from api.problems import ProblemError
 from api.streams import Streams
@@ -66,23 +67,38 @@ def _feed(
 TheFeed = Annotated[Feed, Depends(_feed)]
 
 
+def _json(row: dict[str, Any]) -> str:
+    return models.StreamedDecision(**row).model_dump_json()
+
+
+def _event(place: Place | str, row: dict[str, Any] | None) -> str:
+    """Return a decision as an event; without one, a comment that says where the stream is."""
+    return f": here\nid: {place}\n\n" if row is None else f"event: decision\nid: {place}\ndata: {_json(row)}\n\n"
+
+
+_RETRY: Final = "retry: 1000\n\n"
+_EXAMPLE: Final = (
+    _RETRY + _event("v1:5b1f00aa:3=130", None) + _event("v1:5b1f00aa:3=131", EXAMPLES[models.StreamedDecision.__name__])
+)
+
+
 @router.get(
     "/stream",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}}}},
 )
 async def stream_decisions(streams: TheStreams, feed: TheFeed, projector: TheProjector) -> StreamingResponse:
     """Stream decisions as they are accepted (Server-Sent Events): first those there are behind `after`, then those that come.
 
     Each event has the type `decision`, a decision as data and an `id`: with it (`Last-Event-ID`, `after`) another connection goes
-    on exactly behind that decision. Nothing is lost and nothing comes twice; decisions of one run come in order. Every ten quiet
-    seconds there is a comment, with the `id` of where the stream is.
+    on exactly behind that decision. Nothing is lost and nothing comes twice; decisions of one run come in order. At first, and
+    every ten quiet seconds, there is a comment with the `id` of where the stream is.
     """
 
     async def events() -> AsyncIterator[str]:
-        yield "retry: 1000\n\n"
+        yield _RETRY
         async for place, row in streams.follow(feed, projector):
-            yield f": here\nid: {place}\n\n" if row is None else f"event: decision\nid: {place}\ndata: {_json(row)}\n\n"
+            yield _event(place, row)
 
     # Proxies that buffer would hold back what is to be seen at once.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -91,7 +107,10 @@ async def stream_decisions(streams: TheStreams, feed: TheFeed, projector: ThePro
 
 @router.websocket("/stream/ws")
 async def stream_decisions_to_socket(socket: WebSocket, streams: TheStreams, feed: TheFeed) -> None:
-    """Send what /stream sends as messages: `{"id": …, "decision": {…}}`; without `decision`, only where the stream is."""
+    """Send what /stream sends as messages: `{"id": …, "decision": {…}}`.
+
+    At first, and after quiet seconds, there is `{"id": …}` without `decision`: only where the stream is.
+    """
     await socket.accept()
     async with anyio.create_task_group() as tasks:
 
@@ -107,7 +126,3 @@ async def stream_decisions_to_socket(socket: WebSocket, streams: TheStreams, fee
                 await socket.send_text(head + "}" if row is None else f'{head}, "decision": {_json(row)}}}')
             await socket.close(1001)
         tasks.cancel_scope.cancel()
-
-
-def _json(row: dict[str, Any]) -> str:
-    return models.StreamedDecision(**row).model_dump_json()

@@ -12,6 +12,7 @@ from api.examples import EXAMPLES
 from api.models_audit import AuditReport
 from api.times import point
 from infra.gateway import app as gateway
+from projections.feed import Place
 from streams.settings import Settings
 
 
@@ -35,7 +36,7 @@ def test_every_operation_is_described(document: dict[str, Any]) -> None:
             assert {"4XX", "5XX"} <= operation["responses"].keys(), path
             for status, answer in operation["responses"].items():
                 for kind, content in answer.get("content", {}).items():
-                    assert content.get("example") or kind not in {"application/json", "application/problem+json"}, (path, status)
+                    assert content.get("example"), (path, status, kind)
             assert all(each.get("description") or each["schema"].get("examples") for each in operation.get("parameters", ())), (
                 path
             )
@@ -51,6 +52,18 @@ def test_every_model_has_an_example_that_is_one() -> None:
         assert kinds.keys() - {"Answer", "Accepted", "BaseModel", "Settings"} == examples.keys()
         for name, example in examples.items():
             assert kinds[name].model_validate(example)
+
+
+def test_the_example_of_a_stream_is_one(tmp_path: Path) -> None:
+    """Its events are as clients of Server-Sent Events read them: where it is, then a decision."""
+    answer = create(Settings(data_dir=tmp_path)).openapi()["paths"]["/stream"]["get"]["responses"]["200"]
+    retry, here, event, end = answer["content"]["text/event-stream"]["example"].split("\n\n")
+    assert (retry, end) == ("retry: 1000", "")
+    assert [line.partition(": ")[0] for line in here.splitlines()] == ["", "id"]
+    fields = dict(line.split(": ", 1) for line in event.splitlines())
+    assert fields.keys() == {"event", "id", "data"}
+    assert models.StreamedDecision.model_validate_json(fields["data"])
+    assert all(Place.read(each) for each in (fields["id"], here.rpartition("id: ")[2]))
 
 
 @pytest.mark.parametrize("text", ["7d", "90m", "1.5h", "2026-11-21", "2026-11-21T09:30:00Z", "2026-11-21 09:30+01:00"])
