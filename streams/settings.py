@@ -3,17 +3,65 @@
 Source of the defaults: DESIGN (topics, partitions) and what `foldflow up` starts (addresses).
 """
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+PREFIX: Final = "FOLDFLOW_"
+FILE: Final = "foldflow.toml"
+
+
+class SettingsFileError(ValueError):
+    """The file of the settings can't be read; the message says why, and where in it."""
+
+
+class Environment(EnvSettingsSource):
+    """The environment variables.
+
+    What should be JSON and isn't stays a text: it is judged with all other settings, not alone and before them.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Take an empty variable of a setting without a default for one that isn't set."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        return None if value == "" and field.default is None else value, key, is_complex
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """Decode lists and objects alone: a path may be a number."""
+        if not value.lstrip().startswith(("[", "{")):
+            return value
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
+def _separated(value: object) -> object:
+    """Return the paths that a text names, as in PATH; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        raise ValueError("begins like JSON and isn't")
+    return tuple(path for path in value.split(os.pathsep) if path)
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_separated)]
 
 
 class Settings(BaseSettings):
     """Where Kafka, the model and the data are, and how the processors behave."""
 
-    model_config = SettingsConfigDict(env_prefix="FOLDFLOW_", toml_file="foldflow.toml", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, toml_file=FILE, extra="forbid", frozen=True)
 
     bootstrap_servers: str = Field(
         "127.0.0.1:29092",
@@ -83,8 +131,16 @@ class Settings(BaseSettings):
     breaker_open_s: Annotated[float, Field(gt=0, le=3600)] = Field(
         10.0, description="Seconds until one call tries it again; twice as long each time that fails, up to a minute."
     )
-    tool_paths: tuple[Path, ...] = Field((), description="Python files with further tools (each public typed function is one).")
-    workflow_paths: tuple[Path, ...] = Field((), description="Further workflow definitions (YAML files or folders of them).")
+    tool_paths: Paths = Field(
+        (),
+        description="Python files with further tools (each public typed function is one), as in PATH or as a JSON list: "
+        '`my_tools.py:/srv/more_tools.py` or `["my_tools.py", "/srv/more_tools.py"]`.',
+    )
+    workflow_paths: Paths = Field(
+        (),
+        description="Further workflow definitions (YAML files or folders of them), as in PATH or as a JSON list: "
+        '`my_workflow.yaml:/srv/workflows` or `["my_workflow.yaml", "/srv/workflows"]`.',
+    )
     api_host: str = Field("127.0.0.1", description="Address on which the read API and the gateway listen.")
     api_port: Annotated[int, Field(ge=1, le=65535)] = Field(29094, description="Port of the read API.")
     gateway_port: Annotated[int, Field(ge=1, le=65535)] = Field(29095, description="Port of the gateway.")
@@ -111,5 +167,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then `foldflow.toml`."""
-        del dotenv_settings, file_secret_settings
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+        del env_settings, dotenv_settings, file_secret_settings
+        try:
+            file = TomlConfigSettingsSource(settings_cls)
+        except ValueError as error:  # its bytes are no UTF-8, or its text no TOML
+            raise SettingsFileError(f"{FILE} is no TOML: {error}") from error
+        except OSError as error:
+            raise SettingsFileError(f"{FILE} can't be read: {error.strerror}") from error
+        return (init_settings, Environment(settings_cls), file)
