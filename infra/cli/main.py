@@ -6,6 +6,7 @@ that name for a command with commands of its own.
 
 import faulthandler
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from events.errors import NewerCodeError
 
 NEWER = 78
 """The exit code of what only newer code can do, as of a worker's process (EX_CONFIG of sysexits.h)."""
+WRONG_SETTINGS = 2
+"""The exit code of a command that can't work with its settings, as of one that is called wrongly."""
 
 
 class Command(NamedTuple):
@@ -87,7 +90,7 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
-    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    called = _called(arguments)
     for command in COMMANDS:
         if command.name != called:
             app.command(command.name, help=command.help)(_not_loaded)
@@ -100,6 +103,11 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
     return app
 
 
+def _called(arguments: Sequence[str]) -> str | None:
+    """Return the name of the command that these arguments call."""
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
 def _not_loaded() -> None:
     raise AssertionError("a command that was not called was run")
 
@@ -107,12 +115,31 @@ def _not_loaded() -> None:
 def main() -> None:
     """Run the command line of this process."""
     faulthandler.enable()  # should a library's machine code fail, the log says where
+    _say_strangers()
     try:
         command_line(sys.argv[1:])(prog_name="foldflow")
     except NewerCodeError as error:
         text = f"{error}\nThis `foldflow` is older than the processes that work on these topics: upgrade foldflow."
         print(text, file=sys.stderr)
         raise SystemExit(NEWER) from None
+    except ValueError as error:
+        from infra.cli.wrong_settings import mistakes  # noqa: PLC0415 - the settings take long to load, and help needs none
+
+        lines = mistakes(error)
+        if not lines:
+            raise
+        print("\n".join(lines), file=sys.stderr)
+        raise SystemExit(WRONG_SETTINGS) from None
+
+
+def _say_strangers() -> None:
+    """Say which environment variables look like settings and are none: a slip of the pen would otherwise have no effect."""
+    if _called(sys.argv[1:]) is None or not any(name.upper().startswith("FOLDFLOW_") for name in os.environ):
+        return
+    from infra.cli.wrong_settings import strangers  # noqa: PLC0415 - as above
+
+    for line in strangers(os.environ):
+        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,9 @@ def _tools() -> "Mapping[str, ToolSchema]":
     from streams.workflow.check import ToolSchema  # noqa: PLC0415
     from tools.registry import load  # noqa: PLC0415
 
+    paths = Settings().tool_paths
     try:
-        tools = load(Settings().tool_paths)
+        tools = load(paths)
     except Exception as error:  # noqa: BLE001 - importing somebody's file can raise anything
         fail(f"The tools can't be loaded: {error}\nTo check without them: foldflow validate --no-tools …", 2)
     return {name: ToolSchema(tool.arguments_schema, tool.result_schema) for name, tool in tools.items()}
