@@ -8,6 +8,7 @@ Python files are given by path.
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from importlib.metadata import EntryPoint, entry_points
@@ -19,11 +20,16 @@ from tools.tool import Tool, describe
 GROUP = "foldflow.tools"
 
 
+class ToolFileError(Exception):
+    """A file of tools can't be loaded; the message names it and, if something was raised in it, the line and what."""
+
+
 def load(paths: Iterable[Path] = ()) -> Mapping[str, Tool]:
     """Return every tool by its name: those of installed distributions, then those of the files `paths`.
 
-    Raises ValueError if two tools have one name (naming both places) or a path is no Python file, TypeError if
-    something found is no function with type hints, and whatever importing a tool's module raises.
+    Raises ToolFileError if a path is no Python file or importing it raises anything (naming file and line), ValueError if
+    two tools have one name (naming both places), TypeError if something found is no function with type hints, and
+    whatever importing the module of an installed tool raises.
     """
     tools: dict[str, Tool] = {}
     places: dict[str, str] = {}
@@ -59,16 +65,30 @@ def _import_file(path: Path) -> ModuleType:
     # The whole path goes into the name: two files `prices.py` in different folders must not replace each other.
     name = f"foldflow_tools_{path.stem}_{blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if not path.exists():
+        raise ToolFileError(f"{path.absolute()}: no such file")
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{path} is no Python file")
+        raise ToolFileError(f"{path.absolute()}: no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # type hints are resolved through it
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception | SystemExit):  # a script that ends by itself would end a worker without a word
+            raise ToolFileError(_told(error, path, module.__file__)) from error
         raise
     return module
+
+
+def _told(error: BaseException, path: Path, file: str | None) -> str:
+    """Say what importing `path` raised, and at which of its lines; `file` is what Python calls it."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == file]
+    what = str(error)
+    if isinstance(error, SyntaxError) and error.filename == file and error.lineno is not None:
+        lines, what = [error.lineno], error.msg
+    where = f"{path.absolute()}, line {lines[-1]}" if lines else str(path.absolute())
+    return f"{where}: {type(error).__name__}{f': {what}' if what else ''}"
 
 
 def _source(module: ModuleType, point: EntryPoint | None = None) -> bytes:

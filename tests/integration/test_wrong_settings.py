@@ -14,7 +14,11 @@ from streams.settings import Settings
 ROOT = Path(__file__).parents[2]
 WRONG = {
     "llm": ("prices", "prices: cheap", "FOLDFLOW_PRICES"),
-    "tool": ("tool_paths", "import nothing_of_that_name", "No module named 'nothing_of_that_name'"),
+    "tool": (
+        "tool_paths",
+        "import os\n\nimport nothing_of_that_name\n",
+        "wrong.py, line 3: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+    ),
     "intake": ("workflow_paths", "name: [", "wrong"),
 }
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tools.context import ToolContext
 from tools.errors import TerminalError
-from tools.registry import load
+from tools.registry import ToolFileError, load
 from tools.tool import Tool
 
 SOURCE = '''
@@ -210,10 +210,56 @@ def test_a_function_without_usable_types_is_refused_at_loading(tmp_path: Path, s
 
 
 def test_a_path_that_is_no_python_file_is_refused(tmp_path: Path) -> None:
-    """So is one that isn't there."""
-    for path in (write(tmp_path / "tools.txt", ""), tmp_path / "absent.py"):
-        with pytest.raises(ValueError, match="no Python file"):
+    """So is one that isn't there, and a folder."""
+    (tmp_path / "folder.py").mkdir()
+    for path, said in (
+        (write(tmp_path / "tools.txt", ""), "no Python file"),
+        (tmp_path / "folder.py", "no Python file"),
+        (tmp_path / "absent.py", "no such file"),
+    ):
+        with pytest.raises(ToolFileError) as error:
             load([path])
+        assert str(error.value) == f"{path}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import os\n\nimport absent_of_all\n", ", line 3: ModuleNotFoundError: No module named 'absent_of_all'"),
+        ("from os import absent_of_all\n", ", line 1: ImportError: cannot import name 'absent_of_all' from 'os'"),
+        ("\ndef f(:\n", ", line 2: SyntaxError: invalid syntax"),
+        ("def f() -> int:\n  return 1\n   return 2\n", ", line 3: IndentationError: unexpected indent"),
+        ("def f() -> None:\n    raise OSError('gone')\n\nf()\n", ", line 2: OSError: gone"),
+        ("import sys\nsys.exit(3)\n", ", line 2: SystemExit: 3"),
+        ("import json\njson.loads('[')\n", ", line 2: JSONDecodeError: Expecting value: line 1 column 2 (char 1)"),
+        ("assert False\n", ", line 1: AssertionError"),
+        ("x = '\0'\n", ": SyntaxError: source code string cannot contain null bytes"),
+    ],
+)
+def test_an_error_in_a_file_is_said_with_its_line(tmp_path: Path, source: str, said: str) -> None:
+    """The file's own line, wherever below it was raised."""
+    path = write(tmp_path / "mine.py", source)
+    with pytest.raises(ToolFileError) as error:
+        load([path])
+    assert str(error.value).startswith(f"{path}{said}")
+
+
+def test_an_error_in_an_imported_file_is_said_with_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is imported, and where Python says that it is."""
+    write(tmp_path / "imported_by_mine.py", "\n\ndef f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ToolFileError, match=r"mine\.py, line 2: SyntaxError: invalid syntax \(imported_by_mine\.py, line 3\)"):
+        load([write(tmp_path / "mine.py", "\nimport imported_by_mine\n")])
+
+
+def test_a_relative_path_is_said_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may work in another folder than whoever set it thinks."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.py", "import absent_of_all\n")
+    for name in ("mine.py", "absent.py"):
+        with pytest.raises(ToolFileError) as error:
+            load([Path(name)])
+        assert str(error.value).startswith(str(tmp_path / name))
 
 
 def test_loading_imports_nothing_heavy() -> None:
