@@ -22,7 +22,7 @@ import structlog
 from events import topics
 from events.errors import NewerCodeError
 from events.topics import Topic
-from streams import kafka, memory, patience, schemas
+from streams import data_folder, kafka, memory, patience, schemas
 from streams.ends import ends
 from streams.processors import intake, intake_loop, mirror
 from streams.processors.breaker import Breakers
@@ -267,7 +267,10 @@ def run(role: str, settings: Settings) -> None:
     """Run a role's process until it is told to stop; raises SystemExit with its exit code."""
     logging.basicConfig(level=settings.log_level.upper())
     _quiet()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data_folder.make(settings)
+    except data_folder.DataFolderError as error:
+        _ended(error)
     _connect(settings)
     registered = None
     if settings.schema_registry:

@@ -7,7 +7,7 @@ import typer
 
 from infra.cli.listening import NOT_STARTED, serve
 from infra.cli.terminal import fail
-from streams import memory
+from streams import data_folder, memory
 from streams.settings import Settings
 
 _POLL_S = 0.02
@@ -48,7 +48,8 @@ def api(
     forbid_writing()
     try:
         tokens = configured(settings, settings.api_host)
-    except TokensError as error:
+        data_folder.make(settings)
+    except (TokensError, data_folder.DataFolderError) as error:
         fail(str(error), NOT_STARTED)
     ended = threading.Event()
 

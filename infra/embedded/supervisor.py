@@ -36,6 +36,7 @@ from infra.embedded.processes import (
     write_state,
 )
 from infra.embedded.services import STARTED_LAST, STOPPED_LAST, Service, completed, run_folder, services
+from streams import data_folder
 from streams.settings import Settings
 
 READY_SECONDS = 120.0  # from its start until a process must be ready; a cold disk and a busy machine included
@@ -99,9 +100,10 @@ class Supervisor:
 
         With `foreground` this process becomes the supervisor, and must `keep`, or nobody starts again what dies.
 
-        Raises `EmbeddedError` after stopping what it started when a port is taken, the disk is full, a download fails, or a
-        process dies or isn't ready in time.
+        Raises `EmbeddedError` after stopping what it started when a port is taken, the data folder can't be used, the disk is
+        full, a download fails, or a process dies or isn't ready in time.
         """
+        _check_folder(self.settings)
         wanted = services(self.settings, only, self._progress)
         with self._only_one():
             state = self.state()
@@ -160,8 +162,9 @@ class Supervisor:
     def down(self) -> list[str]:
         """Stop everything, Kafka last; return the names of what was stopped.
 
-        Raises `EmbeddedError` for what can't be stopped.
+        Raises `EmbeddedError` for what can't be stopped, and for a data folder that can't be used.
         """
+        _check_folder(self.settings)
         alive = [item.started for item in self.status() if item.started.process() is not None]
         names = [item.name for item in in_order(alive, STOPPED_LAST)]
         supervisor = self.state().supervisor_process()
@@ -297,6 +300,13 @@ def _tail(item: Started) -> str:
         if lines := last_lines([log]):
             return f"Last lines of its log ({log}):\n" + "\n".join(f"  {line[:LINE_CHARACTERS]}" for line in lines)
     return "Its log is empty."
+
+
+def _check_folder(settings: Settings) -> None:
+    try:
+        data_folder.make(settings)
+    except data_folder.DataFolderError as error:
+        raise EmbeddedError(str(error)) from error
 
 
 def _check_disk(folder: Path) -> None:

@@ -49,6 +49,23 @@ def test_the_last_line_says_what_is_wrong(settings: Settings, tmp_path: Path, ro
     assert said in last
 
 
+@pytest.mark.parametrize("line", [("up",), ("up", "--detach", "--only", "model"), ("down",), ("api",), ("worker", "tool")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_data_folder_that_cannot_be_used_is_said_in_a_line(tmp_path: Path, line: tuple[str, ...], inside: bool) -> None:
+    """Given a plain file in its place, or above it; then the command says which folder, why, and by what it is set."""
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "inside" if inside else tmp_path / "file"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FOLDFLOW_")}
+    environment |= {"FOLDFLOW_DATA_DIR": str(folder), "FOLDFLOW_BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}"}
+    command = [sys.executable, "-m", "infra.cli.main", *line]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    (told,) = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1
+    assert f"{folder} can't be used: {'Not a directory' if inside else 'it is no folder'}" in told
+    assert "FOLDFLOW_DATA_DIR" in told
+    assert (tmp_path / "file").is_file()
+
+
 def test_who_waits_for_kafka_says_so(settings: Settings, tmp_path: Path) -> None:
     """Given no Kafka where it should be; then the process says so soon, and goes on to wait."""
     nowhere = f"127.0.0.1:{free_port()}"
