@@ -31,6 +31,14 @@ def test_every_setting_is_documented_as_it_is(name: str) -> None:
     assert row.endswith(f"| {Settings.model_fields[name].description} |")
 
 
+def test_where_the_command_is_stands_before_its_first_use() -> None:
+    """Whoever has only cloned this has no `foldflow` on the path of their shell."""
+    begin = README.index("## Using it")
+    before = README[begin : README.index("\nfoldflow ", begin)]
+    assert "make install" in before
+    assert '\nexport PATH="$PWD/.venv/bin:$PATH"' in before
+
+
 @pytest.mark.parametrize("name", sorted(command.name for command in COMMANDS))
 def test_every_command_is_documented(name: str) -> None:
     """Each command stands in the README."""
