@@ -39,7 +39,7 @@ def validate(
     """
     from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
 
-    known = _tools() if tools else None
+    known = _loaded() if tools else None
     found: list[dict[str, Any]] = []
     for path in definitions(files):
         one: dict[str, Any] = {"file": str(path), "name": None, "digest": None, "problems": []}
@@ -60,14 +60,19 @@ def validate(
         raise typer.Exit(1)
 
 
-def _tools() -> "Mapping[str, ToolSchema]":
+def _loaded() -> "Mapping[str, ToolSchema]":
     """Return what the tools that are installed take and give; ends with exit code 2 when they can't be loaded."""
+    settings = Settings()
+    try:
+        return installed_tools(settings)
+    except Exception as error:  # noqa: BLE001 - importing somebody's file can raise anything
+        return fail(f"The tools can't be loaded: {error}\nTo check without them: foldflow validate --no-tools …", 2)
+
+
+def installed_tools(settings: Settings) -> "Mapping[str, ToolSchema]":
+    """Return what the tools that are installed here take and give. Raises whatever loading them raises."""
     from streams.workflow.check import ToolSchema  # noqa: PLC0415
     from tools.registry import load  # noqa: PLC0415
 
-    paths = Settings().tool_paths
-    try:
-        tools = load(paths)
-    except Exception as error:  # noqa: BLE001 - importing somebody's file can raise anything
-        fail(f"The tools can't be loaded: {error}\nTo check without them: foldflow validate --no-tools …", 2)
+    tools = load(settings.tool_paths)
     return {name: ToolSchema(tool.arguments_schema, tool.result_schema) for name, tool in tools.items()}

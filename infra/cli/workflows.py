@@ -25,7 +25,8 @@ def deploy(
 ) -> None:
     """Check workflow definitions and register them: new runs take the newest version, open runs stay on theirs.
 
-    All files are checked before any is registered; what is registered already is left alone.
+    All files are checked before any is registered; what is registered already is left alone. What doesn't fit the tools that are
+    installed here is said, and registered all the same: workers may have others.
 
     For example:
 
@@ -40,7 +41,8 @@ def deploy(
 
     specs = []
     problems = []
-    for path in definitions(files):
+    paths = definitions(files)
+    for path in paths:
         try:
             specs.append(load(path))
         except DefinitionFileError as error:
@@ -53,11 +55,29 @@ def deploy(
         new = {spec.digest for spec in registry.publish(settings, specs)}
     except (kafka.KafkaUnreachableError, kafka.DeliveryFailedError, kafka.TopicMismatchError) as error:
         fail(str(error), 4)
+    _say_what_tools_lack(settings, paths)
     if as_json:
         print(json.dumps([{"name": spec.name, "digest": spec.digest, "new": spec.digest in new} for spec in specs]))
         return
     for spec in specs:
         say(f"{spec.name} {spec.digest[:12]}: {'registered' if spec.digest in new else 'already the newest version'}")
+
+
+def _say_what_tools_lack(settings: Settings, paths: list[Path]) -> None:
+    """Say what in definitions doesn't fit the tools that are installed here."""
+    from infra.cli.validate import installed_tools  # noqa: PLC0415 - importing tools takes a moment
+    from streams.workflow.definition import DefinitionFileError, load  # noqa: PLC0415
+
+    try:
+        tools = installed_tools(settings)
+    except Exception as error:  # noqa: BLE001 - importing somebody's file can raise anything
+        say(f"Not compared with the tools of this machine, which can't be loaded: {error}")
+        return
+    for path in paths:
+        try:
+            load(path, tools)
+        except DefinitionFileError as error:
+            say(f"{error}\nSo by the tools that are here (FOLDFLOW_TOOL_PATHS names further ones); workers may have others.")
 
 
 def definitions(paths: list[Path]) -> list[Path]:

@@ -29,8 +29,14 @@ def test_a_report_is_asked_for_over_http_and_on_the_command_line(
     kafka.connect(own)
     publish(own, [histories.SPEC, histories.RICH])
     log = histories.logs(21, 12, 0.3, histories.BOTH)
-    # With their keys, as the orchestrator writes them: who checks looks at those too.
-    kafka.send(own, [Outgoing(topics.DECISIONS, run_of(e.value) or b"", e.value, [], e.partition) for e in log.records()])
+    # With their keys and headers, as the orchestrator writes them: who checks looks at those too.
+    kafka.send(
+        own,
+        [
+            Outgoing(topics.DECISIONS, run_of(each.value) or b"", each.value, histories.claim(each.value), each.partition)
+            for each in log.records()
+        ],
+    )
     monkeypatch.setenv("FOLDFLOW_API_PORT", str(own.api_port))
     whole = next(run for run in log.states if run not in log.broken)
     broken = next(iter(log.broken & log.states.keys()))

@@ -92,6 +92,7 @@ def cli(stack: Settings, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     deployed = run("deploy", str(folder))
     assert deployed.returncode == 0, deployed.stderr
     assert deployed.stderr.count("registered") == len(WORKFLOWS)
+    assert "no_such_tool" in deployed.stderr, "it may be there where the workers are"
     assert "already" in run("deploy", str(folder / "hello.yaml")).stderr
     return run
 

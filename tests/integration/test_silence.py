@@ -32,7 +32,7 @@ def test_commands_that_wait_say_that_kafka_has_gone(mortal: Supervisor) -> None:
             text=True,
         )
 
-    tail, run = started("tail", "requests", "--last", "5", "--json"), started("run", "idle", "--wait", "--timeout", "20s")
+    tail, run = started("tail", "requests", "--last", "5", "--json"), started("run", "idle", "--wait", "--timeout", "12s")
     try:
         assert tail.stdout is not None
         assert tail.stderr is not None

@@ -336,10 +336,15 @@ def as_kcat_values(rows: Iterable[Row]) -> bytes:
     return b"".join(b"%d %d " % (partition, offset) + _behind_its_length(value) for partition, offset, value in rows)
 
 
+def claim(value: bytes | None) -> list[tuple[str, bytes]]:
+    """Return the header that names a decision's hash."""
+    return [("ce_id", chain_hash(codec.unframed(value or b"")).hex().encode())]
+
+
 def _headers(value: bytes | None) -> bytes:
     """Return a record's headers as kcat writes them; the first one is somebody else's, with a line's end in it."""
-    claim = chain_hash(codec.unframed(value or b"")).hex()
-    return f"tracestate=a\nb,ce_id={claim},ce_type=Decision".encode()
+    ((name, said),) = claim(value)
+    return b"tracestate=a\nb,%s=%s,ce_type=Decision" % (name.encode(), said)
 
 
 def _behind_its_length(value: bytes | None) -> bytes:

@@ -141,9 +141,9 @@ def test_a_small_file_never_becomes_a_large_definition() -> None:
     """A billion laughs."""
     lines = ["x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 10)]
-    start = time.monotonic()
+    start = time.thread_time()  # what others do on the machine doesn't count
     assert "it has more than 50,000 values, aliases included" in problems("\n".join(lines))[-1]
-    assert time.monotonic() - start < 10
+    assert time.thread_time() - start < 10
     assert "larger than" in problems("#" * 2_000_000)[0]
 
 
