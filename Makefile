@@ -34,7 +34,7 @@ demo: up ## Ask one question of real share prices, from request to released repo
 	$(BIN)/foldflow run market-analysis --wait $$([ -t 0 ] && [ -z "$(YES)" ] || echo --yes) -p "question=$$QUESTION"
 
 test: $(READY) ## Run all tests; Kafka and the model start by themselves.
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 check: $(READY) ## Lint, format, types, import contracts.
 	$(BIN)/ruff check .
