@@ -105,9 +105,15 @@ def costs(db: Connection, wanted: Filter, by: str, limit: int) -> Costs:
     """Return what the calls that are wanted cost, the first `limit` groups of them one by one. `by`: one of `GROUPS`."""
     calls, parameters = _chosen(db, wanted)
     order = "key.day DESC" if by == "day" else _ORDER
-    before, number, summed, again = _grouped(by, limit)
+    before, source, sums = _source(by, limit)
+    # Where only what is shown is grouped, the total and the number of groups are those of what there was before.
+    number, summed, again = {
+        "call": ("count(*)", "chosen", _SUMS),
+        "run": ("(SELECT count(*) FROM ranked)", "chosen", _SUMS),
+    }.get(by, ("count(*)", "grouped", _again()))
     query = f"""
-        WITH {calls}, {before},
+        WITH {", ".join((calls, *before))},
+        grouped AS MATERIALIZED (SELECT {_packed(by)} AS key, {_selected(sums)} FROM {source} GROUP BY key),
         first AS (SELECT * FROM grouped ORDER BY {order} LIMIT {limit:d})
         SELECT key, 1 AS groups, row_number() OVER (ORDER BY {order}) AS place, {", ".join(SUMS)} FROM first
         UNION ALL SELECT NULL, {number}, NULL, {_selected(again)} FROM {summed}
@@ -119,32 +125,27 @@ def costs(db: Connection, wanted: Filter, by: str, limit: int) -> Costs:
     return Costs(total, shown, _less(total, shown) if left_out else None, left_out)
 
 
-def _grouped(by: str, limit: int) -> tuple[str, str, str, dict[str, str]]:
-    """Return the common tables that end with `grouped`, how many groups there are, and what the total is summed from, and how.
+def _source(by: str, limit: int) -> tuple[tuple[str, ...], str, dict[str, str]]:
+    """Return further common tables, the one of them that is grouped, and how it is summed.
 
     Of calls and runs there may be as many as calls: only those that are shown are summed, which takes half as long.
     """
-    key = _packed(by)
     match by:
         case "call":
             dearest = "coalesce(paid, 0) DESC, coalesce(input_tokens, 0) + coalesce(output_tokens, 0) DESC, call_id"
-            grouped = f"SELECT {key} AS key, {_selected(_SUMS)} FROM shown GROUP BY key"  # noqa: S608 - our own names
-            shown = f"SELECT * FROM chosen WHERE row IN (SELECT row FROM chosen ORDER BY {dearest} LIMIT {limit:d})"  # noqa: S608
-            return f"shown AS ({shown}), grouped AS MATERIALIZED ({grouped})", "count(*)", "chosen", _SUMS
+            first = f"SELECT row FROM chosen ORDER BY {dearest} LIMIT {limit:d}"  # noqa: S608 - our own names
+            return (f"shown AS (SELECT * FROM chosen WHERE row IN ({first}))",), "shown", _SUMS  # noqa: S608
         case "run":
-            ranked = f"SELECT run_id AS key, {', '.join(f'{_SUMS[name]} AS {name}' for name in _RANK)} FROM chosen GROUP BY key"  # noqa: S608
-            shown = f"SELECT * FROM chosen WHERE run_id IN (SELECT key FROM ranked ORDER BY {_ORDER} LIMIT {limit:d})"  # noqa: S608
-            grouped = f"SELECT {key} AS key, {_selected(_SUMS)} FROM shown GROUP BY key"  # noqa: S608 - our own names
-            tables = f"ranked AS MATERIALIZED ({ranked}), shown AS ({shown}), grouped AS MATERIALIZED ({grouped})"
-            return tables, "(SELECT count(*) FROM ranked)", "chosen", _SUMS
+            ranked = f"SELECT run_id AS key, {_selected({name: _SUMS[name] for name in _RANK})} FROM chosen GROUP BY key"  # noqa: S608
+            first = f"SELECT key FROM ranked ORDER BY {_ORDER} LIMIT {limit:d}"  # noqa: S608 - our own names
+            shown = f"shown AS (SELECT * FROM chosen WHERE run_id IN ({first}))"  # noqa: S608 - our own names
+            return (f"ranked AS MATERIALIZED ({ranked})", shown), "shown", _SUMS
         case "step":
             # A path is read once for all calls of that path, not once for each.
             paths = f"SELECT workflow, step, {_selected(_SUMS)} FROM chosen GROUP BY workflow, step"  # noqa: S608 - our own names
-            grouped = f"SELECT {key} AS key, {_selected(_again())} FROM paths GROUP BY key"  # noqa: S608 - our own names
-            return f"paths AS ({paths}), grouped AS MATERIALIZED ({grouped})", "count(*)", "grouped", _again()
+            return (f"paths AS ({paths})",), "paths", _again()
         case _:
-            grouped = f"SELECT {key} AS key, {_selected(_SUMS)} FROM chosen GROUP BY key"  # noqa: S608 - our own names
-            return f"grouped AS MATERIALIZED ({grouped})", "count(*)", "grouped", _again()
+            return (), "chosen", _SUMS
 
 
 def _packed(by: str) -> str:

@@ -5,9 +5,8 @@ from typing import Any, Final
 from fastapi import APIRouter, Response
 
 from api.models_audit import AuditReport
-from api.routes.runs import RunId, resolve
+from api.routes.runs import RunId, the_run
 from api.views import TheProjector, TheViewBesideTheLog, View
-from projections import runs
 from projections.audit import report
 from projections.audit_check import ledger_of
 from projections.audit_document import Report
@@ -53,6 +52,5 @@ def show_page(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId)
 
 def _report(view: View, projector: Projector, run_id: str) -> tuple[Report, dict[str, Any]]:
     """Return the report on a run, and its row of `runs`."""
-    row = runs.one(view.db, resolve(view, run_id).run)
-    assert row is not None
+    row = the_run(view, run_id)
     return report(view.db, row, ledger_of(projector.settings, row)), row

@@ -8,9 +8,8 @@ from fastapi import APIRouter, Query, Response
 from api.access import payloads_shown
 from api.models_lineage import Lineage, LineageEdge, LineageNode
 from api.problems import ProblemError
-from api.routes.runs import RunId, resolve
+from api.routes.runs import RunId, resolve, the_run
 from api.views import TheView
-from projections import runs
 from projections.lineage import MOST_DEPTH, About, Asked, Direction, UnknownNodeError, lineage, node_of
 from projections.picture import picture
 
@@ -73,6 +72,5 @@ def show_picture(view: TheView, run_id: RunId) -> Response:
 
     Values are only told to auditors.
     """
-    row = runs.one(view.db, resolve(view, run_id).run)
-    assert row is not None
+    row = the_run(view, run_id)
     return Response(picture(view.db, row, payloads=payloads_shown.get()), media_type=_SVG)

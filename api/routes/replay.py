@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 
 from api.models_replay import Change, RunState, Verification, VerificationFinding
 from api.problems import ProblemError
-from api.routes.runs import RunId, resolve
+from api.routes.runs import RunId, the_run
 from api.views import TheProjector, TheViewBesideTheLog
-from projections import decisions, runs
+from projections import decisions
 from projections.extent import Extent
 from projections.replay import FitsNoStateError, changes, moment, moments, state_json
 from projections.replay_sources import KafkaLog, Span
@@ -27,9 +27,8 @@ def show_state(
     seq: Annotated[int | None, Query(ge=1, le=2**53, description="Number of the decision; without it the last one.")] = None,
 ) -> RunState:
     """Show a run as one of its decisions left it, and what that decision changed; folded from the topic now."""
-    identity = resolve(view, run_id).run
-    row = runs.one(view.db, identity)
-    assert row is not None
+    row = the_run(view, run_id)
+    identity = row["run_id"]
     number = row["seq"] if seq is None else seq
     found = decisions.of_run(view.db, Extent.of(row), number - 1, 1)
     if not found or found[0]["seq"] != number:
@@ -55,9 +54,8 @@ def show_state(
 @router.get("/runs/{run_id}/verification")
 def show_verification(view: TheViewBesideTheLog, projector: TheProjector, run_id: RunId) -> Verification:
     """Check a run now, from the topic: its hash chain, and each decision decided again from its input, byte for byte."""
-    identity = resolve(view, run_id).run
-    row = runs.one(view.db, identity)
-    assert row is not None
+    row = the_run(view, run_id)
+    identity = row["run_id"]
     # What is over can't go on; of what isn't, or is set aside, whatever stands on the topic by now belongs to the check.
     whole = row["ended"] is not None and not row["problem"]
     end = row["last_offset"] + 1 if whole else None

@@ -1,7 +1,7 @@
 """Runs, their steps, calls, approvals, signals and decisions, and what became of a request."""
 
 from datetime import UTC
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query
@@ -77,9 +77,8 @@ def list_runs(  # noqa: PLR0913, PLR0917 - what can be asked for
 @router.get("/runs/{run_id}")
 def show_run(view: TheView, run_id: RunId) -> models.Run:
     """Show a run with its steps and calls; a unique beginning of its id is enough."""
-    extent = resolve(view, run_id)
-    row = runs.one(view.db, extent.run)
-    assert row is not None
+    row = the_run(view, run_id)
+    extent = Extent.of(row)
     found, known = step_pages.of_run(view.db, extent, _STEPS)
     decided = {each["step"]: models.Step(**each) for each in found}
     rest = [models.Step(step=name, status="pending") for name in specs.steps_of(view.db, row["digest"]) if name not in decided]
@@ -195,6 +194,13 @@ def show_request(
         run=models.RunSummary(**row) if row else None,
         deadletters=letters,
     )
+
+
+def the_run(view: View, prefix: str) -> dict[str, Any]:
+    """Return the row of the run that is named so."""
+    row = runs.one(view.db, resolve(view, prefix).run)
+    assert row is not None  # the view doesn't change in between
+    return row
 
 
 def resolve(view: View, prefix: str) -> Extent:

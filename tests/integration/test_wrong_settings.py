@@ -1,6 +1,5 @@
 """What a role's process says last when it can't work with what it was given: whoever looks at its log finds it there."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
+from infra.embedded.services import environment_of
 from streams.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +25,8 @@ WRONG = {
 
 def started(role: str, settings: Settings) -> subprocess.Popen[str]:
     """Start a role by its command."""
-    values = settings.model_dump(mode="json", exclude_none=True, exclude={"ready_file"})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FOLDFLOW_")}
-    environment |= {
-        f"FOLDFLOW_{name.upper()}": each if isinstance(each, str) else json.dumps(each) for name, each in values.items()
-    }
+    environment |= environment_of(settings)
     line = [sys.executable, "-m", "infra.cli.main", "worker", role]
     return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
